@@ -97,7 +97,7 @@ def forks() -> Any:
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _run_in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A relative CNNLAB_DATA starts at the folder in which pytest was started.
     if os.environ.get("CNNLAB_DATA"):
         monkeypatch.setenv("CNNLAB_DATA", str(Path(os.environ["CNNLAB_DATA"]).absolute()))

@@ -202,7 +202,7 @@ def _places(value: Any, depth: int = 8) -> Iterator[tuple[Any, Any]]:
             yield from _places(inner, depth - 1)
 
 
-def right_png(content: bytes) -> bytes:
+def correct_png(content: bytes) -> bytes:
     """Correct the checksums of a PNG file's chunks, as far as they can be parsed."""
     out, at = bytearray(content[:8]), 8
     while at + 12 <= len(content):
@@ -213,7 +213,7 @@ def right_png(content: bytes) -> bytes:
     return bytes(out + content[at:])
 
 
-def right_7z(content: bytes) -> bytes:
+def correct_7z(content: bytes) -> bytes:
     """Correct the checksums and the length in a 7z file whose member list is not compressed."""
     if len(content) < 32:
         return content
@@ -222,7 +222,7 @@ def right_7z(content: bytes) -> bytes:
     return content[:8] + zlib.crc32(start).to_bytes(4, "little") + start + content[32:]
 
 
-def right_tar(content: bytes) -> bytes:
+def correct_tar(content: bytes) -> bytes:
     """Correct the checksum of every tar block that looks like a header."""
     out = bytearray(content)
     for at in range(0, len(out) - 511, 512):

@@ -35,14 +35,14 @@ def test_any_setting_is_a_keyword() -> None:
 
 
 @pytest.mark.parametrize(("keyword", "near"), [("epoch", "epochs"), ("lr", "learning_rate"), ("momentun", "momentum")])
-def test_an_unknown_keyword_names_its_near_neighbours(keyword: str, near: str) -> None:
+def test_an_unknown_keyword_suggests_similar_names(keyword: str, near: str) -> None:
     for call in (cnnlab.train, cnnlab.loader, cnnlab.train_seeds):
         with pytest.raises(CnnlabError) as error:
             call(**{keyword: 3})  # type: ignore[operator]
         assert near in str(error.value)
 
 
-def test_the_loader_yields_the_batches_of_a_training() -> None:
+def test_the_loader_yields_reproducible_shuffled_batches() -> None:
     batches = cnnlab.loader("digits", batch_size=100)
     assert len(batches) == 12
     assert batches.classes == list("0123456789")
@@ -136,7 +136,7 @@ def test_a_module_and_its_builder_are_trained(digits: cnnlab.ImageSet) -> None:
     assert [r.summary["loss"] for r in again.results] == [r.summary["loss"] for r in seeds.results]
 
 
-def test_own_networks_and_images_mix_with_named_ones(digits: cnnlab.ImageSet) -> None:
+def test_user_networks_and_images_mix_with_named_ones(digits: cnnlab.ImageSet) -> None:
     own_network = cnnlab.train(Net, data="digits", epochs=1, limit=200, image_size=8, progress="none")
     assert own_network.run.recipe.data == "digits"
     assert cnnlab.evaluate_run(own_network.run, model=Net).split == "test"
@@ -152,7 +152,7 @@ def test_own_networks_and_images_mix_with_named_ones(digits: cnnlab.ImageSet) ->
 
 
 @pytest.mark.parametrize("module", [True, False])
-def test_an_interrupted_run_of_an_own_network_ends_at_the_same_bits(digits: cnnlab.ImageSet, module: bool) -> None:
+def test_an_interrupted_run_of_a_user_network_resumes_to_the_same_bits(digits: cnnlab.ImageSet, module: bool) -> None:
     torch.manual_seed(0)
     mine = Net() if module else Net
     settings = {"data": digits, "epochs": 3, "batch_size": 32, "flip": True, "progress": "none"}
@@ -194,7 +194,7 @@ def test_seeds_of_a_builder_are_resumed(digits: cnnlab.ImageSet) -> None:
         assert torch.equal(one.model.head.weight, other.model.head.weight)  # type: ignore[union-attr, arg-type]
 
 
-def test_a_run_of_an_own_network_needs_that_network(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
+def test_a_run_of_a_user_network_needs_that_network(digits: cnnlab.ImageSet, request: pytest.FixtureRequest) -> None:
     command: Command = request.getfixturevalue("cnnlab")  # here `cnnlab` is the package, so get the fixture by name
     run = cnnlab.train(Net, data=digits, epochs=1, name="mine", progress="none").run
     calls: list[Callable[..., object]] = [
@@ -292,7 +292,7 @@ def test_wrong_calls_are_refused_in_one_line(digits: cnnlab.ImageSet) -> None:
         assert "\n" not in str(error.value)
 
 
-def test_networks_of_one_name_have_separate_plans() -> None:
+def test_networks_with_the_same_name_have_separate_plans() -> None:
     def work(hidden: int) -> Workload:
         def build() -> torch.nn.Module:
             return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, hidden), torch.nn.Linear(hidden, 10))

@@ -44,7 +44,7 @@ def run_tiny(script: str, options: list[str], out: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "options", "keys"), TINY)
-def test_runs_in_small_and_writes_its_result(
+def test_a_tiny_run_writes_its_result(
     script: str,
     options: list[str],
     keys: set[str],
@@ -66,7 +66,7 @@ def test_runs_in_small_and_writes_its_result(
     assert sorted((BENCHMARKS / "results").iterdir()) == published
 
 
-def test_the_service_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_benchmark_runs_on_a_tiny_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("uvicorn")
     monkeypatch.syspath_prepend(str(BENCHMARKS.parent / "tests" / "serve"))
     file = importlib.import_module("tiny").tiny_onnx(tmp_path / "tiny.onnx")
@@ -77,7 +77,7 @@ def test_the_service_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {row["failed"]["max"] for side in found["sides"].values() for row in side.values()} == {0}
 
 
-def test_lesson_seeds_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lesson_seeds_run_on_a_tiny_lesson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a lesson of two short trainings: those of the real lessons take minutes."""
     from cnnlab.chapter import lessons
 
@@ -105,7 +105,7 @@ print(results[0])
 
 
 @pytest.mark.slow
-def test_gpu_suite_in_small(fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tiny_gpu_suite_runs(fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
     monkeypatch.setattr("cnnlab.machine.peak.SIZES", (64,))
     parts = ["fashion", "chapter", "profile"]  # the other parts do the same with other networks
@@ -134,7 +134,7 @@ def test_default_folder_of_results_is_ignored_by_git() -> None:
         assert text.count("write_result(") - text.count("def write_result(") <= text.count("args.out)"), script.name
 
 
-def test_summary_of_pairs() -> None:
+def test_the_summary_of_pairs_has_ratios_and_medians() -> None:
     from _common import summary
 
     run = {"images": 10, "seconds": 2.0, "train_seconds": 1.0, "process_seconds": 3.0, "images_per_second": 10.0,
@@ -224,7 +224,7 @@ def _is_running(process: int) -> bool:
         return False
 
 
-def test_batch_norm_as_printed_computes_the_same() -> None:
+def test_batch_norm_as_printed_matches_ours() -> None:
     import torch
 
     from cnnlab.models import build_model
@@ -247,7 +247,7 @@ def test_batch_norm_as_printed_computes_the_same() -> None:
     torch.testing.assert_close(ours[1].moving_mean, theirs[1].moving_mean)
 
 
-def test_ways_to_train_on_own_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_own_images_benchmark_measures_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The split has the given proportions. Each method that needs no other package is measured on all test images."""
     own_images = importlib.import_module("own_images")
     monkeypatch.setattr(own_images, "SIDE", 32)

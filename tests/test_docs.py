@@ -37,18 +37,18 @@ def tables() -> Any:
     return module
 
 
-def test_tables_are_those_of_the_committed_results(tables: Any) -> None:
+def test_tables_match_the_committed_results(tables: Any) -> None:
     assert tables.PAGES.keys() == {name for name, text in PAGES.items() if tables.BEGIN in text}
     for name in tables.PAGES:
         assert tables.page(name) == PAGES[name], name
 
 
 @pytest.mark.parametrize("name", ["report.md", "report.zh.md"])
-def test_the_table_of_the_reports_is_theirs(name: str) -> None:
+def test_the_table_of_reports_is_current(name: str) -> None:
     assert f"-->\n{script('make_reports').table(name)}<!--" in (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
-def test_an_own_result_changes_no_table(tables: Any, tmp_path: Path) -> None:
+def test_a_users_own_result_does_not_change_a_table(tables: Any, tmp_path: Path) -> None:
     folder = tmp_path / "benchmarks" / "results"
     folder.mkdir(parents=True)
     for name in ("vs-d2l_a.json", "vs-d2l_own.json"):
@@ -126,7 +126,7 @@ def test_training_commands_parse(name: str) -> None:
         assert chosen.name.split(",")[0] in RECIPES
 
 
-def test_every_dependency_has_its_line() -> None:
+def test_every_dependency_is_documented() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())

@@ -63,7 +63,7 @@ from cnnlab.training.results import Result
 from cnnlab.training.runs import list_runs, open_run
 from cnnlab.training.series import open_series
 from cnnlab.training.step import train_step
-from fuzzing import Trials, changed, changes, edited, edits, plain, right_7z, right_png, right_tar
+from fuzzing import Trials, changed, changes, correct_7z, correct_png, correct_tar, edited, edits, plain
 
 py7zr = pytest.importorskip("py7zr")
 MORE = int(os.environ.get("CNNLAB_FUZZ", "1"))
@@ -143,9 +143,9 @@ def test_archives(trial: Trials, tmp_path: Path, kind: str) -> None:
     def run(drawn: list[Any], correct: bool) -> None:
         content = good[:list_at] + changed(good[list_at:], drawn) if correct else changed(good, drawn)
         if kind == ".7z" and correct:
-            content = right_7z(content)
+            content = correct_7z(content)
         if kind == ".tar.gz":
-            content = gzip.compress(right_tar(content), 1)
+            content = gzip.compress(correct_tar(content), 1)
             content = content if correct else changed(content, drawn)
         path.write_bytes(content)
         if kind != ".tar.gz":
@@ -199,7 +199,7 @@ def test_images(trial: Trials, tmp_path: Path) -> None:
     @fuzz(300, st.sampled_from(sorted(good)), changes, st.booleans(), st.sampled_from([1, 3]), fits)
     def run(name: str, drawn: list[Any], correct: bool, channels: int, fit: str) -> None:
         content = changed(good[name], drawn)
-        content = right_png(content) if correct and name.startswith("png") else content
+        content = correct_png(content) if correct and name.startswith("png") else content
         with trial(f"image, {name.split()[0]}", tmp_path), bombs_refused():
             probe("a", content)
             pixels = decode("a", Decoding(channels, 16, fit), content)
@@ -218,7 +218,7 @@ heads = ["id", "label", "id,label", "label,id", "id,label,x", "id;label", '"id",
 
 
 def test_tables(trial: Trials, tmp_path: Path) -> None:
-    room, answers, labels = tmp_path / "class", tmp_path / "answers.csv", tmp_path / "labels.csv"
+    class_folder, answers, labels = tmp_path / "class", tmp_path / "answers.csv", tmp_path / "labels.csv"
     for name in ("images", "class"):
         (tmp_path / name).mkdir()
     for name in ("1", "cat"):
@@ -236,12 +236,12 @@ def test_tables(trial: Trials, tmp_path: Path) -> None:
             assert not any("\n" in cell or "\x1b" in cell for cell in (*table.ids, *table.values))
         with trial("header of a table", tmp_path):
             read_header(io.BytesIO(content), "a.csv")
-        for path in (answers, room / "ann.csv"):
+        for path in (answers, class_folder / "ann.csv"):
             path.write_bytes(content)
         with trial("submission", tmp_path):
             str(submission.score(answers, labels))
         with trial("class of submissions", tmp_path):
-            found = grade(room, labels, roster=answers if damaged else None)
+            found = grade(class_folder, labels, roster=answers if damaged else None)
             assert all(row.note.isprintable() for row in found.rows)
             list(csv.reader(found.to_csv().splitlines(), strict=True))
         with trial("labels against images", tmp_path):

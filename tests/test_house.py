@@ -11,25 +11,25 @@ import cnnlab
 
 SOURCE = Path(cnnlab.__file__).parent
 
-# A subpackage ("room") may import only from those to its left. Those separated by a comma may not import each other.
+# A subpackage may import only from those to its left. Those separated by a comma may not import each other.
 RULE = (
     "io < recipe < recipes < defaults < models < device < data < training < inference < inspect < export < serve < competition, sweep < chapter, d2l"
     " < machine < app < cli < __main__"
 )
-PLACE = {room: i for i, rooms in enumerate(RULE.split(" < ")) for room in rooms.split(", ")}
+LAYER = {name: i for i, names in enumerate(RULE.split(" < ")) for name in names.split(", ")}
 
 
-def room(path: Path) -> str:
+def subpackage(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(path: Path) -> set[str]:
+def imported_subpackages(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cnnlab."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.ImportFrom) and node.module == "cnnlab":
-            found |= {alias.name for alias in node.names} & PLACE.keys()
+            found |= {alias.name for alias in node.names} & LAYER.keys()
         elif isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("cnnlab.")}
     return found
@@ -43,8 +43,8 @@ def test_imports_follow_the_rule() -> None:
     wrong = [
         f"{path.relative_to(SOURCE)} imports {there}"
         for path in modules()
-        for there in imported_rooms(path) - {room(path)}
-        if there not in PLACE or PLACE[there] >= PLACE[room(path)]
+        for there in imported_subpackages(path) - {subpackage(path)}
+        if there not in LAYER or LAYER[there] >= LAYER[subpackage(path)]
     ]
     assert not wrong, wrong
 

@@ -48,7 +48,7 @@ def test_the_model_is_a_module_in_eval_mode(grey_run: Run) -> None:
     assert load_model("grey", runs_dir=grey_run.path.parent).classes == model.classes
 
 
-def test_predict_answers_as_the_command_does(grey_run: Run, cnnlab: Command, tmp_path: Path) -> None:
+def test_predict_matches_the_command(grey_run: Run, cnnlab: Command, tmp_path: Path) -> None:
     for i, size in enumerate([(8, 8), (30, 20), (9, 40)]):
         picture("L", size, i).save(tmp_path / f"{i}.png")
     for invert in (False, True):
@@ -95,7 +95,7 @@ def test_grey_and_colour_are_converted(grey_run: Run, shapes: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
-def test_inverting_does_not_touch_the_bars(shapes: Path, tmp_path: Path, fit: str, mode: str) -> None:
+def test_inverting_does_not_change_the_padding(shapes: Path, tmp_path: Path, fit: str, mode: str) -> None:
     if mode == "L":
         for file in shapes.rglob("*.*"):
             if file.suffix == ".webp":  # WebP has no grey mode
@@ -114,7 +114,7 @@ def test_inverting_does_not_touch_the_bars(shapes: Path, tmp_path: Path, fit: st
         assert found.top[0][1] == expected.max().item()
 
 
-def test_predict_leaves_the_image_and_the_mode_as_they_were(grey_run: Run) -> None:
+def test_predict_does_not_change_the_image_or_the_mode(grey_run: Run) -> None:
     model = load_model(grey_run).train()
     image = picture("L", (8, 8))
     before = image.tobytes()
@@ -146,13 +146,13 @@ def test_invalid_images_are_refused(grey_run: Run, image: object) -> None:
         load_model(grey_run).predict(image)
 
 
-def test_the_network_inside_is_the_one_that_was_trained(grey_run: Run) -> None:
+def test_a_loaded_model_matches_load_network(grey_run: Run) -> None:
     x = torch.rand(3, 1, 28, 28)
     with torch.no_grad():
         assert torch.equal(load_model(grey_run)(x), load_network(grey_run)(x))
 
 
-def test_an_own_classifier() -> None:
+def test_a_classifier_can_be_built_directly() -> None:
     preprocessing = cnnlab.data.loader.Preprocessing(
         channels=2, native_size=4, image_size=4, fit="pad", mean=(0.0, 0.0), std=(1.0, 1.0)
     )

@@ -31,21 +31,21 @@ recipes = st.builds(
 
 
 @given(recipes)
-def test_json_and_back_is_the_same_recipe(recipe: Recipe) -> None:
+def test_a_json_round_trip_keeps_the_recipe(recipe: Recipe) -> None:
     assert Recipe.from_dict(json.loads(recipe_json(recipe))) == recipe
 
 
-def test_is_frozen() -> None:
+def test_recipes_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Recipe().epochs = 3  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
-def test_named_recipes_know_their_names(name: str) -> None:
+def test_named_recipes_have_their_names(name: str) -> None:
     assert RECIPES[name].name == name
 
 
-def test_our_recipes_select_on_validation() -> None:
+def test_only_the_manuals_recipes_evaluate_on_the_test_set() -> None:
     for name, recipe in RECIPES.items():
         # Kaggle holds back the labels of the competition, so there is no test set.
         assert (recipe.eval_split == "test") == (name.startswith("manual/") and recipe.data == "fashion-mnist")
@@ -65,7 +65,7 @@ def test_settings_are_parsed_by_their_types() -> None:
     )
 
 
-def test_changes_show_in_the_name() -> None:
+def test_changed_settings_appear_in_the_name() -> None:
     changed = RECIPES["manual/lenet"].with_settings(["epochs=3", "learning_rate=0.9", "seed=4"])
     assert changed.name == "manual/lenet, epochs=3"
 
@@ -104,7 +104,7 @@ def test_bad_settings_are_reported_with_a_remedy(setting: str, message: str) -> 
     st.sampled_from(sorted(SETTINGS)),
     st.one_of(st.none(), st.integers(), st.floats(), st.text(), st.lists(st.integers())),
 )
-def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> None:
+def test_any_value_is_accepted_or_refused_in_one_line(key: str, value: object) -> None:
     try:
         Recipe(**{key: value})  # type: ignore[arg-type]
     except CnnlabError as error:
@@ -112,7 +112,7 @@ def test_any_value_is_taken_or_refused_in_one_line(key: str, value: object) -> N
         assert key in str(error)
 
 
-def test_choosing_a_recipe() -> None:
+def test_recipes_are_chosen_by_data_and_model() -> None:
     assert choose_recipe() is not None
     assert choose_recipe().name == "digits"
     assert choose_recipe(data="fashion-mnist").name == "fashion-mnist"
@@ -139,7 +139,7 @@ def test_learning_rate_stays_between_zero_and_the_peak(recipe: Recipe, steps: in
         assert 0 <= rate <= recipe.learning_rate * (1 + 1e-12)
 
 
-def test_schedules() -> None:
+def test_schedules_match_their_formulas() -> None:
     r = Recipe(learning_rate=2.0)
     assert [learning_rate(r, s, 4) for s in range(4)] == [2.0] * 4
     r = Recipe(learning_rate=2.0, schedule="cosine")

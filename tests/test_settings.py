@@ -158,14 +158,14 @@ def test_a_run_is_resumed_in_its_precision(quick: Recipe, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("units", [True, False])
-def test_auto_precision_depends_on_the_cpu(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_has_bfloat16_depends_on_cpu_instructions(units: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert hardware.has_bfloat16(CPU) is units
     assert not hardware.has_bfloat16(torch.device("mps"))
 
 
-def test_bfloat16_is_detected_as_the_cpu_flags_say() -> None:
+def test_has_bfloat16_matches_the_cpu_flags() -> None:
     flags = Path("/proc/cpuinfo")
     if not flags.exists():
         pytest.skip("there is no /proc/cpuinfo on this system")

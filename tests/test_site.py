@@ -77,7 +77,7 @@ class Page(HTMLParser):
             self.fetches += IN_STYLE.findall(data)
 
 
-def outside(addresses: list[str]) -> list[str]:
+def outside_addresses(addresses: list[str]) -> list[str]:
     return [address for address in addresses if OUTSIDE.match(address)]
 
 
@@ -98,15 +98,15 @@ def outside(addresses: list[str]) -> list[str]:
     ],
 )
 def test_the_check_finds_outside_hosts(text: str) -> None:
-    assert len(outside(Page(text).fetches)) == 1
+    assert len(outside_addresses(Page(text).fetches)) == 1
 
 
-def test_the_check_ignores_the_rest() -> None:
+def test_the_check_ignores_links_and_local_files() -> None:
     page = Page(
         '<a href="https://a.example">x</a><img src="x.png"><img src="data:image/svg+xml,//x"><script>//x</script>'
         '<link rel="canonical" href="https://a.example"><style>p { background: url("data:image/png;base64,//8=") }</style>'
     )
-    assert outside(page.fetches) == []
+    assert outside_addresses(page.fetches) == []
 
 
 def test_the_menu_adds_new_pages_and_omits_missing_ones(tmp_path: Path) -> None:
@@ -267,14 +267,14 @@ def pages(site: Path) -> dict[str, Page]:
     return {name: Page((site / name).read_text(encoding="utf-8")) for name in own}
 
 
-def test_every_page_of_the_repository_is_there(site: Path) -> None:
+def test_every_page_of_the_repository_is_on_the_site(site: Path) -> None:
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         name = path.relative_to(ROOT).with_suffix(".html").as_posix().replace("README.html", "index.html")
         assert (site / name).is_file(), name
     assert not (site / "docs" / "theme").exists()
 
 
-def test_the_menu_names_every_page_and_no_other(site: Path, pages: dict[str, Page]) -> None:
+def test_the_menu_lists_every_page_and_no_other(site: Path, pages: dict[str, Page]) -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     named = {name for name in re.findall(r"[\w./-]+\.md", nav) if "*" not in name and not name.startswith(("/", "."))}
     assert len(named) > 15
@@ -300,20 +300,20 @@ def test_pages_state_their_language(site: Path) -> None:
         assert re.search(r'<html lang="(\w+)"', path.read_text(encoding="utf-8"))[1] == wanted, path
 
 
-def test_reports_are_small_and_ask_nobody(site: Path) -> None:
+def test_reports_are_small_and_make_no_requests(site: Path) -> None:
     reports = sorted((site / "docs" / "reports").glob("*.html"))
     assert [path.stem for path in reports] == ["cifar-10", "fashion-mnist"]
     for path in reports:
         assert path.stat().st_size <= script("make_reports").LARGEST
         page = Page(path.read_text(encoding="utf-8"))
-        assert outside(page.fetches) == []
+        assert outside_addresses(page.fetches) == []
         assert page.policy.startswith("default-src 'none'; ")
 
 
 def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> None:
     assert len(pages) > 10
     for name, page in pages.items():
-        assert outside(page.fetches) == [], name
+        assert outside_addresses(page.fetches) == [], name
         # the policy forbids requests that scripts would make at run time
         assert page.policy.startswith("default-src 'self' "), name
         assert not re.search(r"https?:|\*", page.policy), name
@@ -321,7 +321,7 @@ def test_nothing_comes_from_another_host(site: Path, pages: dict[str, Page]) -> 
     styles = list(site.rglob("*.css"))
     assert styles
     for path in styles:
-        assert outside(IN_STYLE.findall(path.read_text(encoding="utf-8"))) == [], path
+        assert outside_addresses(IN_STYLE.findall(path.read_text(encoding="utf-8"))) == [], path
     # Hosts named in scripts, except in comments: if a later theme names another one, check it before using the theme.
     known = re.compile(r"https?://(www\.w3\.org/|unpkg\.com/(mermaid@|resize-obs)|api\.github\.com/|\$\{e\}/api/v4/)")
     for path in site.rglob("assets/**/*.js"):
@@ -373,14 +373,14 @@ def server(site: Path) -> Iterator[str]:
         serving.shutdown()
 
 
-def opened(pages: dict[str, Page]) -> list[str]:
+def pages_to_open(pages: dict[str, Page]) -> list[str]:
     lessons = sorted(name for name in pages if name.startswith("lessons/"))
     return [name for name in sorted(pages) if name not in lessons[4:]]  # the other lessons are built in the same way
 
 
 @pytest.mark.parametrize("width", [390, 1440])
 def test_a_browser_shows_every_page_within_its_width(server: str, pages: dict[str, Page], width: int) -> None:
-    names = opened(pages)
+    names = pages_to_open(pages)
     if width == 1440:  # only English pages with much code, and one of each kind: 390 pixels are the harder case
         kinds = "index|README|competition|adding|api|speed|recipes|lessons"
         names = [n for n in names if re.search(kinds, n) and ".zh" not in n]
@@ -411,7 +411,7 @@ SEARCHES = [
 ]  # fmt: skip
 
 
-def found(tab: browser.Tab, query: str) -> list[str]:
+def search_results(tab: browser.Tab, query: str) -> list[str]:
     """Return the pages that a search finds, best first."""
     tab.page.locator("[name=query]").focus()
     tab.page.keyboard.insert_text(query)
@@ -460,17 +460,17 @@ def test_the_search_finds_the_right_page_first(reader: browser.Tab, server: str)
     assert reader.errors == []
 
 
-def test_a_page_from_the_disk_can_search(reader: browser.Tab, site: Path) -> None:
+def test_search_works_in_a_page_opened_from_disk(reader: browser.Tab, site: Path) -> None:
     for page, query, wanted in (
         ("index.html", "roster", "docs/grading.html"),
         ("docs/errata.html", "竞赛", "docs/competition.zh.html"),
     ):
         reader.go(f"{site.as_uri()}/{page}")
-        assert found(reader, query)[0] == f"{site.as_uri()}/{wanted}"
+        assert search_results(reader, query)[0] == f"{site.as_uri()}/{wanted}"
         assert reader.errors == []
 
 
-def test_links_within_the_site_hold(site: Path, pages: dict[str, Page]) -> None:
+def test_links_within_the_site_lead_to_pages(site: Path, pages: dict[str, Page]) -> None:
     count = 0
     for name, page in pages.items():
         for link in page.links:
@@ -489,7 +489,7 @@ def test_links_within_the_site_hold(site: Path, pages: dict[str, Page]) -> None:
     assert count > 200
 
 
-def test_reference_pages_name_everything(site: Path) -> None:
+def test_reference_pages_list_commands_recipes_settings_and_names(site: Path) -> None:
     commands, recipes, python = (
         re.sub("<[^>]+>", "", (site / "reference" / f"{name}.html").read_text(encoding="utf-8"))
         for name in ("commands", "recipes", "python")
@@ -503,7 +503,7 @@ def test_reference_pages_name_everything(site: Path) -> None:
     assert "Resume an interrupted run" in commands
 
 
-def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_site_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years")
     command = [sys.executable, str(MAKE), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -46,7 +46,7 @@ def multiply_adds(recipe: Recipe, images: int) -> float:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_fast_costs_a_small_fraction_of_the_manuals_multiply_adds(network: str) -> None:
+def test_fast_recipes_take_a_small_fraction_of_the_manuals_multiply_adds(network: str) -> None:
     fast, manual = RECIPES[f"fast/{network}"], RECIPES[f"manual/{network}"]
     share = multiply_adds(manual, 60_000) / multiply_adds(fast, 54_000)
     assert share >= (3 if network.startswith("lenet") else 50)
@@ -60,13 +60,13 @@ def test_recipes_select_on_validation(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" in n])
-def test_each_for_cifar_trains(name: str) -> None:
+def test_every_cifar_recipe_trains(name: str) -> None:
     changes = {**SHORT, "data": "digits", "image_size": 32}
     assert 0 <= train(RECIPES[name].changed(**changes), name="run").summary["val_acc"] <= 1
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" not in n])
-def test_each_trains(name: str, fashion_folder: Path) -> None:
+def test_every_other_recipe_trains(name: str, fashion_folder: Path) -> None:
     result = train(RECIPES[name].changed(**SHORT), data_dir=fashion_folder, name="run")
     assert 0 <= result.summary["val_acc"] <= 1
     found = cnnlab.evaluate_run("run", split="validation", weights="last", data_dir=fashion_folder, views="flip")
@@ -100,11 +100,11 @@ def test_small_networks_have_the_layers_of_the_large_ones(name: str) -> None:
         build_model({"vgg11-small": "vgg11-quarter"}.get(name, name.removesuffix("-small"))),
     )
 
-    def kinds(model: nn.Module) -> list[str]:
+    def layer_types(model: nn.Module) -> list[str]:
         layers = (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear))
         return [type(layer).__name__ for layer in layers]
 
-    assert kinds(small) == kinds(large)
+    assert layer_types(small) == layer_types(large)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in large.parameters()) / 3
 
 

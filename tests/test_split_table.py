@@ -21,7 +21,7 @@ from conftest import Command
 OPTIONS = SourceOptions(data_dir=Path())
 
 
-def photographs(folder: Path, patients: int = 4) -> None:
+def write_photographs(folder: Path, patients: int = 4) -> None:
     """Write images of two classes, a folder per patient. `=a.png` and `-b.png` look like formulas."""
     draw = np.random.default_rng(len(str(folder.name)))
     for name in ("cat", "=dog"):
@@ -32,15 +32,15 @@ def photographs(folder: Path, patients: int = 4) -> None:
                 Image.fromarray(draw.integers(0, 255, (16, 16)).astype(np.uint8)).save(place / file)
 
 
-def quick(source: str, name: str, **settings: object) -> Run:
+def train_one_epoch(source: str, name: str, **settings: object) -> Run:
     """Train for one epoch."""
     recipe = Recipe(data=source, epochs=1, batch_size=8, compile="off", memory_format="contiguous", save_seconds=0)
     return train(recipe.changed(**settings), name=name, threads=1, progress="none").run
 
 
 def test_a_saved_split_is_used_again(tmp_path: Path, cnnlab: Command) -> None:
-    photographs(tmp_path / "pets")
-    run = quick("folder:pets", "mine", group="parent", val_fraction=0.3)
+    write_photographs(tmp_path / "pets")
+    run = train_one_epoch("folder:pets", "mine", group="parent", val_fraction=0.3)
     printed = cnnlab("data", "split", "mine").stdout
     answer = cnnlab("data", "split", "mine", "--output", "pets/split.csv")
     assert answer.returncode == 0, answer.stderr
@@ -70,33 +70,33 @@ def test_a_saved_split_is_used_again(tmp_path: Path, cnnlab: Command) -> None:
         split_table("mine")
 
 
-def test_the_split_of_a_source_without_files_and_of_one_with_splits(tmp_path: Path) -> None:
-    quick("digits", "digits", limit=64, image_size=16)
+def test_sources_without_files_and_sources_with_splits_are_tabulated(tmp_path: Path) -> None:
+    train_one_epoch("digits", "digits", limit=64, image_size=16)
     table = split_table("digits")
     assert [table.root, table.column, len(table.rows)] == [None, "split", 128]
     assert table.to_csv(Path()).startswith("path,label,split\ndigits/")
-    photographs(tmp_path / "pets/train", 2)
-    photographs(tmp_path / "pets/validation", 1)
-    quick("folder:pets", "pets", group="parent")
+    write_photographs(tmp_path / "pets/train", 2)
+    write_photographs(tmp_path / "pets/validation", 1)
+    train_one_epoch("folder:pets", "pets", group="parent")
     rows = split_table("pets").rows
     assert {(row.part, row.group) for row in rows} == {("train", "p0"), ("train", "p1"), ("validation", "p0")}
     table = [*csv.reader(io.StringIO(split_table("pets").to_csv(Path())))]
     lines = [[*row, weight] for row, weight in zip(table, ["weight", *["0.1", "2.5"] * len(table)], strict=False)]
     Path("pets.csv").write_text("".join(",".join(line) + "\n" for line in lines), encoding="utf-8")
-    quick("csv:pets.csv", "limited", limit=3)
+    train_one_epoch("csv:pets.csv", "limited", limit=3)
     rows = split_table("limited").rows
     assert len(rows) == 6
     assert {row.group for row in rows if row.part == "validation"} == {"p0"}
     assert {row.weight for row in rows} == {"0.1", "2.5"}
 
 
-def test_the_folds_of_a_series_and_images_of_ones_own(tmp_path: Path) -> None:
-    photographs(tmp_path / "pets")
+def test_folds_are_tabulated_and_the_users_own_images_are_refused(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "pets")
     Path("runs/cv").mkdir(parents=True)
     Series(Path("runs/cv"), "folds", Recipe(data="folder:pets", folds=2), [1, 2]).save()
     with pytest.raises(CnnlabError, match="has no run yet"):
         split_table("cv")
-    quick("folder:pets", "fold-1", group="parent", folds=2, fold=1).path.rename("runs/cv/fold-1")
+    train_one_epoch("folder:pets", "fold-1", group="parent", folds=2, fold=1).path.rename("runs/cv/fold-1")
     table = split_table("cv")
     assert table.column == "fold"
     assert len(table.rows) == 16

@@ -14,7 +14,7 @@ from conftest import Command, one_line_error
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_disagreements_are_those_of_the_papers_definition(seed: int) -> None:
+def test_disagreements_match_the_papers_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     n, k = 60, 5
     labels = torch.randint(0, k - seed % 2, (n,), generator=generator)  # a class may have no image

@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_threshold_accepts_what_a_slow_search_accepts(seed: int) -> None:
+def test_a_threshold_matches_a_slow_search(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     p = torch.rand(40, generator=generator)
     p = (p * 10).round() / 10 if seed % 2 else p  # ties
@@ -86,7 +86,7 @@ def test_predict_and_eval_use_the_threshold(run: Run, cnnlab: Command, tmp_path:
     assert not any(load_model(run).predict(tmp_path).none_of_these)
 
 
-def test_what_cannot_be_chosen_leaves_the_threshold_as_it_was(run: Run, cnnlab: Command) -> None:
+def test_invalid_choices_leave_the_threshold_unchanged(run: Run, cnnlab: Command) -> None:
     chosen = set_threshold(run, precision=0.5)
     assert isinstance(chosen, Threshold)
     assert chosen.precision >= 0.5

@@ -90,7 +90,7 @@ def may_flip(data: str, *, grey: bool) -> bool:
 
 
 def has_generic_recipe(data: str) -> bool:
-    """Return whether the source has no recipe of its own, so that the default is `fitted_settings` to its images."""
+    """Return whether the source has no recipe of its own: `fitted_settings` then adapts the default to its images."""
     return _LIKE.get(data.partition(":")[0]) == "images"
 
 

@@ -292,7 +292,8 @@ RECIPES: dict[str, Recipe] = {
             memory_format="channels_last",
             val_fraction=0.2,
         ),
-        # For images of your own: `defaults.fitted` adapts it to them. A first choice, from few runs: docs/log.md.
+        # For images of your own, to which `defaults.fitted_settings` adapts it. A first choice, from few runs:
+        # docs/log.md.
         replace(
             _FAST,
             name="images",

@@ -127,7 +127,9 @@ def server(folder: Path, trained: list[Any]) -> Iterator[Server]:
         ("/api/try?run=run-1", b"x", {"Sec_Fetch_Site": "same-site"}),
     ],
 )
-def test_others_are_refused(server: Server, path: str, body: bytes | None, headers: dict[str, str | None]) -> None:
+def test_requests_without_a_valid_token_host_and_origin_are_refused(
+    server: Server, path: str, body: bytes | None, headers: dict[str, str | None]
+) -> None:
     status, _, found = server.ask(path, body, **headers)
     assert status == 403
     assert "set-cookie" not in found
@@ -176,7 +178,7 @@ def test_uploads_are_bounded(server: Server, monkeypatch: pytest.MonkeyPatch) ->
     assert server.ask("/api/train", bytes(1 << 17))[0] == 413
 
 
-def test_rows_and_report_are_the_runs(server: Server, trained: list[Any]) -> None:
+def test_rows_and_report_match_the_runs(server: Server, trained: list[Any]) -> None:
     rows = {row["name"]: row for row in server.ask("/api/runs")[1]["runs"]}
     for result in trained:
         row = rows[result.run.path.name]
@@ -195,7 +197,7 @@ def test_rows_and_report_are_the_runs(server: Server, trained: list[Any]) -> Non
         assert a["evaluation"]["accuracy"] == b["evaluation"]["accuracy"]
 
 
-def test_rows_are_read_again_only_where_files_change(
+def test_a_row_is_read_again_only_if_its_files_change(
     trained: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -215,11 +217,11 @@ def test_rows_are_read_again_only_where_files_change(
     assert opened[3:] == ["run-1"]
 
 
-def test_a_run_that_is_deleted_while_it_is_listed(tmp_path: Path) -> None:
+def test_a_run_deleted_while_it_is_listed_counts_as_damaged(tmp_path: Path) -> None:
     assert listing._row("gone", tmp_path / "gone")["state"] == "damaged"
 
 
-def test_a_folder_that_cannot_be_read_is_one_line(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_runs_folder_is_named_in_the_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: listing.Runs) -> None:
         raise PermissionError(13, "Permission denied", str(self.folder))
 
@@ -230,7 +232,7 @@ def test_a_folder_that_cannot_be_read_is_one_line(server: Server, monkeypatch: p
     server.app.state.prepare()
 
 
-def test_try_gives_what_predict_gives(server: Server, trained: list[Any]) -> None:
+def test_try_matches_predict(server: Server, trained: list[Any]) -> None:
     run = trained[0].run
     images, _ = run_splits(run)
     file = io.BytesIO()
@@ -247,7 +249,7 @@ def test_try_gives_what_predict_gives(server: Server, trained: list[Any]) -> Non
     assert [one["distance"] for one in nearest] == sorted(one["distance"] for one in nearest)
 
 
-def test_images_of_a_source(server: Server, tmp_path: Path) -> None:
+def test_images_of_a_source_are_listed_by_split_and_class(server: Server, tmp_path: Path) -> None:
     found = server.ask("/api/data?source=digits")[1]
     train = load_images("digits", "train")
     assert train is not None
@@ -269,7 +271,7 @@ def test_images_of_a_source(server: Server, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_images_of_a_group(server: Server, tmp_path: Path) -> None:
+def test_images_can_be_filtered_by_group(server: Server, tmp_path: Path) -> None:
     lines = ["path,label,group"]
     for i in range(6):
         Image.fromarray(np.full((9, 9), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
@@ -284,7 +286,7 @@ def test_images_of_a_group(server: Server, tmp_path: Path) -> None:
     assert server.ask("/api/data?source=digits")[1]["groups"] == {}
 
 
-def test_a_search_is_a_process_of_its_own(
+def test_a_search_runs_in_a_separate_process(
     server: Server, trained: list[Any], tmp_path: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     printed: dict[tuple[str, ...], str] = {}
@@ -303,7 +305,7 @@ def test_a_search_is_a_process_of_its_own(
     number = server.ask("/api/search", body)[1]["search"]
     query = f"/api/found?search={number}&source=digits"
     assert not server.ask(query)[1]["done"]
-    found = _until(lambda: (answer := server.ask(query)[1])["done"] and answer)
+    found = _wait_for(lambda: (answer := server.ask(query)[1])["done"] and answer)
     expected = find_suspects(run.path).suspects
     assert found["total"] == len(expected)
     assert [(row["path"], row["predicted"]) for row in found["rows"]] == [(s.path, s.predicted) for s in expected][:30]
@@ -317,7 +319,7 @@ def test_a_search_is_a_process_of_its_own(
     printed[words] = cnnlab(*words).stdout
     number = server.ask("/api/search", json.dumps({"kind": "exact", "what": source}).encode())[1]["search"]
     query = f"/api/found?search={number}&source={quote(source)}"
-    found = _until(lambda: (answer := server.ask(query)[1])["done"] and answer)
+    found = _wait_for(lambda: (answer := server.ask(query)[1])["done"] and answer)
     assert [row["ids"] for row in found["rows"]] == [["c0/0.png", "c0/2.png"]]
     assert len(found["pictures"]) == 2
     assert found["pictures"][0] == found["pictures"][1] is not None
@@ -334,13 +336,13 @@ def test_the_form_has_all_settings(server: Server) -> None:
     assert {s["name"] for s in found["settings"]} == SETTINGS.keys() - {"name", "model", "data"}
 
 
-def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) -> None:
+def test_a_training_runs_in_a_separate_session(folder: Path, trained: list[Any]) -> None:
     """It runs in a session of its own, so neither Ctrl-C in the server's terminal nor the server's end stops it."""
     trainings = Trainings(folder, None, 1)
     name = trainings.start({"data": "digits", "settings": ["epochs=1000", "limit=100", "compile=off"]})
     process = trainings._started[name]
     assert os.getsid(process.pid) != os.getsid(0)
-    assert _until(lambda: training_pid(folder / name)) == process.pid
+    assert _wait_for(lambda: training_pid(folder / name)) == process.pid
     assert listing.Runs(folder).rows()[0]["state"] == "running"
     with pytest.raises(cnnlab.CnnlabError):
         trainings.resume(name)
@@ -354,7 +356,7 @@ def test_a_training_is_a_process_of_its_own(folder: Path, trained: list[Any]) ->
     assert row["state"] == "interrupted"
 
 
-def _until(found: Any, seconds: float = 120) -> Any:
+def _wait_for(found: Any, seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end
@@ -385,7 +387,7 @@ def tab() -> Iterator[Tab]:
         yield tab
 
 
-def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Tab) -> None:
+def test_a_run_can_be_trained_and_inspected_in_the_browser(server: Server, trained: list[Any], tab: Tab) -> None:
     """Train, watch, stop, resume, open a cell of the confusion matrix, try an image, compare; no outside requests."""
     page, said = tab.page, []
     page.on("console", lambda message: said.append(message.text))
@@ -410,7 +412,7 @@ def test_from_the_form_to_the_report(server: Server, trained: list[Any], tab: Ta
     assert before > 0
     page.click("text=Resume")
     page.wait_for_selector(".state.running")
-    _until(lambda: len(open_run(server.runs_dir / "from-page").metrics()) > before)
+    _wait_for(lambda: len(open_run(server.runs_dir / "from-page").metrics()) > before)
     page.click("text=Stop")
     page.wait_for_selector(".state.interrupted")
 

@@ -33,7 +33,7 @@ def figures_of(lesson: str, figure: str, epoch: int = 0) -> dict[str, list[float
 CHANCE = 0.13
 
 
-def of(figures: dict[str, list[float]], start: str) -> list[float]:
+def figures_by_name(figures: dict[str, list[float]], start: str) -> list[float]:
     """Return the figures of the one training named `start`, with or without settings after the name."""
     (name,) = [name for name in figures if name == start or name.startswith(f"{start},")]
     return figures[name]
@@ -79,7 +79,7 @@ def relative_gradient(activation: nn.Module, depth: int, start: Callable[[nn.Mod
     return (x.grad.norm() / towards.norm()).item()
 
 
-def test_what_an_activation_does_to_gradients_depends_on_the_weights() -> None:
+def test_the_effect_of_an_activation_on_gradients_depends_on_the_weights() -> None:
     def xavier(gain: float) -> Callable[[nn.Module], object]:
         return lambda net: [nn.init.xavier_uniform_(m.weight, gain) for m in net.modules() if isinstance(m, nn.Linear)]
 
@@ -93,7 +93,7 @@ def test_what_an_activation_does_to_gradients_depends_on_the_weights() -> None:
 # Batch normalisation
 
 
-def test_without_batch_norm_it_is_the_start_and_the_optimizer_that_decide() -> None:
+def test_without_batch_norm_the_initial_weights_and_optimizer_decide() -> None:
     val = figures_of("07_batch_norm", "val_acc")
     xavier, default = val["lenet"], val["lenet, init=pytorch"]
     assert max(default) < CHANCE  # an artefact of PyTorch's default weights ...
@@ -145,10 +145,10 @@ def test_batch_norm_keeps_images_apart_from_any_initial_weights() -> None:
 # ResNet
 
 
-def test_plain_deep_networks_are_worse_on_their_training_images_and_residual_ones_are_not() -> None:
+def test_plain_deep_networks_fit_training_images_worse_and_residual_networks_do_not() -> None:
     train = figures_of("08_resnet", "train_acc")
     plain_4, plain_16, residual_4, residual_16 = (
-        of(train, name) for name in ("plain-4", "plain-16", "residual-4", "residual-16")
+        figures_by_name(train, name) for name in ("plain-4", "plain-16", "residual-4", "residual-16")
     )
     assert max(plain_16) < min(plain_4) - 0.1
     assert min(residual_16) > 0.99
@@ -166,7 +166,7 @@ def test_whether_gradients_vanish_depends_on_the_initial_weights() -> None:
     assert 0.1 < he < 10
 
 
-def test_the_residual_is_named_as_in_the_figure() -> None:
+def test_the_lesson_labels_the_residual_like_the_figure() -> None:
     """In the lesson f(x) = g(x) + x, so the block's layers compute f(x) - x, as figure 1.5 labels them."""
     normal, residual = normal_residual()
     assert (normal.frame_title, residual.frame_title) == ("f(x)", "f(x) − x")
@@ -186,28 +186,28 @@ def test_the_small_network_without_1x1_convolutions_learns_sooner_and_ends_no_wo
     assert sum(last["nin-without"]) >= sum(last["nin-small"]) - 0.01
 
 
-def test_linear_layers_know_positions_and_averages_do_not() -> None:
-    def moved(head: Callable[[torch.Tensor], torch.Tensor]) -> float:
+def test_linear_layers_depend_on_positions_and_averages_do_not() -> None:
+    def change_when_moved(head: Callable[[torch.Tensor], torch.Tensor]) -> float:
         x = torch.zeros(1, 4, 5, 5)
         x[0, :, 0, 0] = 1
         return (head(x) - head(x.flip(2, 3))).abs().max().item()
 
     torch.manual_seed(0)
-    assert moved(nn.Sequential(nn.Flatten(), nn.Linear(100, 10))) > 0.1
-    assert moved(nn.AdaptiveAvgPool2d(1)) == 0
+    assert change_when_moved(nn.Sequential(nn.Flatten(), nn.Linear(100, 10))) > 0.1
+    assert change_when_moved(nn.AdaptiveAvgPool2d(1)) == 0
 
 
 # DenseNet
 
 
-def test_within_a_block_channels_grow_and_the_side_stays() -> None:
+def test_within_a_block_channels_grow_and_the_side_is_unchanged() -> None:
     x = torch.rand(2, 8, 6, 6)
     y = DenseBlock(4, in_channels=8, growth=5)(x)
     assert y.shape == (2, 28, 6, 6)
     assert transition(28, 14, bias=True)(y).shape == (2, 14, 3, 3)
 
 
-def test_the_smaller_images_take_a_ninth_of_the_work() -> None:
+def test_smaller_images_take_a_ninth_of_the_multiply_adds() -> None:
     large, small = (summarize("densenet", image_size=side).multiply_adds for side in (96, 32))
     assert f"{large / small:.1f}" == "9.0"
 

@@ -38,12 +38,15 @@ def slow_hog(image: np.ndarray) -> np.ndarray:
     rows = side // cell
     cells, margin = np.zeros((rows, rows, 12)), (side - rows * cell) / 2
 
-    def at(k: int, i: int, j: int) -> float:
+    def pixel_at(k: int, i: int, j: int) -> float:
         return float(x[k, min(max(i, 0), side - 1), min(max(j, 0), side - 1)])
 
     for i in range(side):
         for j in range(side):
-            each = [(at(k, i, j + 1) - at(k, i, j - 1), at(k, i + 1, j) - at(k, i - 1, j)) for k in range(c)]
+            each = [
+                (pixel_at(k, i, j + 1) - pixel_at(k, i, j - 1), pixel_at(k, i + 1, j) - pixel_at(k, i - 1, j))
+                for k in range(c)
+            ]
             dx, dy = max(each, key=lambda d: np.hypot(*d))
             angle = np.degrees(np.arctan2(dy, dx)) % 360 / 30
             for u in range(rows):
@@ -57,7 +60,7 @@ def slow_hog(image: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 30)])
-def test_hog_is_the_papers(channels: int, side: int) -> None:
+def test_hog_matches_the_paper(channels: int, side: int) -> None:
     images = pictures(2, channels, side)
     found = features.hog(images)
     for k in range(2):
@@ -76,7 +79,7 @@ def test_bags_count_nearest_words() -> None:
     np.testing.assert_allclose(bags[:, 1:].sum(1), bags[:, 0], atol=1e-5)  # the quarters add up to the whole image
 
 
-def test_kernel_map_is_the_kernel() -> None:
+def test_kernel_map_approximates_the_kernel() -> None:
     x = np.random.default_rng(0).normal(size=(300, 5)).astype(np.float32)
     unit = spread(x, 0)
     assert unit == pytest.approx(np.mean([((a - b) ** 2).sum() for a in x for b in x]), rel=0.01)
@@ -110,7 +113,7 @@ def test_svm_comes_near_the_exact_solution() -> None:
 
 @pytest.mark.usefixtures("few_passes")
 @pytest.mark.parametrize(("method", "limit", "floor"), [("hog-linear", 200, 0.9), ("sift-linear", 100, 0.5)])
-def test_digits_and_the_cache(
+def test_digits_are_classified_and_results_are_cached(
     method: str, limit: int, floor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if method.startswith("sift"):
@@ -141,26 +144,26 @@ def test_digits_and_the_cache(
 
 
 @pytest.mark.usefixtures("few_passes")
-def test_choosing_does_not_see_the_test_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_set_does_not_affect_the_chosen_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import cnnlab.chapter.classical as module
 
     real = module.load_images
 
-    def shuffled(source: str, split: str, options: object) -> ImageSet | None:
+    def load_with_reversed_test_set(source: str, split: str, options: object) -> ImageSet | None:
         found = real(source, split, options)  # type: ignore[arg-type]
         if found is not None and split == "test":
             return ImageSet(found.images.flip(0), found.labels, found.ids, found.classes)
         return found
 
     one = classical("digits", ["hog-linear"], limit=300, cache_dir=tmp_path, threads=1)[0]
-    monkeypatch.setattr(module, "load_images", shuffled)
+    monkeypatch.setattr(module, "load_images", load_with_reversed_test_set)
     other = classical("digits", ["hog-linear"], limit=300, cache_dir=tmp_path, threads=1)[0]
     assert (one.settings, one.val_acc, one.train_acc) == (other.settings, other.val_acc, other.train_acc)
     assert one.test_acc != other.test_acc
 
 
 @pytest.mark.usefixtures("few_passes")
-def test_colour_folder_and_kernel(shapes: Path, tmp_path: Path) -> None:
+def test_a_colour_folder_is_classified_with_a_kernel(shapes: Path, tmp_path: Path) -> None:
     result = classical(f"folder:{shapes}", ["hog-kernel"], cache_dir=tmp_path / "c", threads=1)[0]
     assert result.test_acc is None
     assert result.confusion_of == "validation"
@@ -185,13 +188,13 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         classical(f"folder:{tmp_path / 'few'}", ["hog-linear"], cache_dir=tmp_path)
     real = builtins.__import__
 
-    def without(name: str, *args: object, **kwargs: object) -> object:
+    def import_without_cv2(name: str, *args: object, **kwargs: object) -> object:
         if name == "cv2":
             raise ImportError("No module named 'cv2'")
         return real(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.delitem(sys.modules, "cv2", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_cv2)
     with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[classical\]'"):
         classical("digits", ["sift-linear"])
 
@@ -208,14 +211,14 @@ def test_the_command(cnnlab: Command, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.usefixtures("few_passes")
-def test_unwritable_cache_is_only_a_note(tmp_path: Path) -> None:
+def test_an_unwritable_cache_only_gives_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = classical("digits", ["hog-linear"], limit=100, cache_dir=tmp_path / "file" / "x", threads=1)[0]
     assert "cannot cache" in " ".join(result.notes) or "damaged" in " ".join(result.notes)
 
 
 @pytest.mark.usefixtures("few_passes")
-def test_fashion_mnist_in_small(fashion_folder: Path, tmp_path: Path) -> None:
+def test_a_small_part_of_fashion_mnist_is_classified(fashion_folder: Path, tmp_path: Path) -> None:
     result = classical(
         "fashion-mnist", ["hog-linear"], data_dir=fashion_folder, limit=1000, cache_dir=tmp_path, threads=1
     )[0]

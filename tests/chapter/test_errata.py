@@ -36,7 +36,7 @@ PAGES = ("docs/errata.md", "docs/papers.md", "docs/adding-a-network.md")
 CPU = torch.device("cpu")
 
 
-def make(name: str, size: int, channels: int = 1, classes: int = 10) -> nn.Module:
+def make_network(name: str, size: int, channels: int = 1, classes: int = 10) -> nn.Module:
     torch.manual_seed(0)
     return build_model(name, num_classes=classes, in_channels=channels, image_size=size)
 
@@ -45,7 +45,7 @@ def weights(modules: nn.Module) -> int:
     return sum(p.numel() for p in modules.parameters())
 
 
-def short(**changes: object) -> Recipe:
+def short_recipe(**changes: object) -> Recipe:
     return RECIPES["digits"].changed(epochs=1, **changes)
 
 
@@ -58,7 +58,7 @@ def digits_test() -> ImageSet:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of LeNet with batch norm, one epoch on the digits."""
-    return cnnlab.train(short(), runs_dir=tmp_path_factory.mktemp("runs"), progress="none").run
+    return cnnlab.train(short_recipe(), runs_dir=tmp_path_factory.mktemp("runs"), progress="none").run
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_dividing_by_the_variance_does_not_normalise() -> None:
 
 def test_alexnets_two_hidden_layers_take_172_megabytes() -> None:
     with torch.device("meta"):
-        hidden = [m for m in make("alexnet", 224).modules() if isinstance(m, nn.Linear)][:2]
+        hidden = [m for m in make_network("alexnet", 224).modules() if isinstance(m, nn.Linear)][:2]
     assert [(m.in_features, m.out_features) for m in hidden] == [(6400, 4096), (4096, 4096)]
     assert sum(m.weight.numel() for m in hidden) == 42_991_616
     size = sum(p.numel() * p.element_size() for m in hidden for p in m.parameters())
@@ -98,7 +98,7 @@ def test_a_class_whose_logit_is_cut_off_learns_nothing() -> None:
     x, y = torch.randn(4, 1, 67, 67), torch.zeros(4, dtype=torch.int64)  # all of class 0
     gradients = {}
     for name in ("nin", "nin-linear"):
-        net = make(name, 67).eval()
+        net = make_network(name, 67).eval()
         last = [m for m in net.modules() if isinstance(m, nn.Conv2d)][-1]
         assert last.bias is not None
         with torch.no_grad():
@@ -135,34 +135,34 @@ class NaiveBatchNorm(nn.Module):
 LAYERS: tuple[Callable[[int], nn.Module], ...] = (BatchNorm, nn.BatchNorm1d)
 
 
-def test_statistics_that_are_no_buffers_are_lost_on_saving() -> None:
+def test_statistics_that_are_not_buffers_are_lost_on_saving() -> None:
     x = torch.randn(64, 3) * 4 + 7
 
-    def loses(kind: Callable[[int], nn.Module]) -> bool:
+    def loses_statistics(kind: Callable[[int], nn.Module]) -> bool:
         used, loaded = kind(3), kind(3)
         used(x)
         loaded.load_state_dict(used.state_dict())
         with torch.no_grad():
             return not torch.equal(used.eval()(x), loaded.eval()(x))
 
-    assert loses(NaiveBatchNorm)
-    assert not any(loses(kind) for kind in LAYERS)
+    assert loses_statistics(NaiveBatchNorm)
+    assert not any(loses_statistics(kind) for kind in LAYERS)
 
 
 def test_gradient_mode_is_not_training_mode() -> None:
     x = torch.randn(64, 3) * 4 + 7
 
-    def alone_and_in_company(kind: Callable[[int], nn.Module]) -> tuple[Tensor, Tensor]:
+    def outputs_alone_and_in_a_batch(kind: Callable[[int], nn.Module]) -> tuple[Tensor, Tensor]:
         layer = kind(3)
         for _ in range(5):
             layer(x)
         layer.eval()  # gradients stay on, as when visualizing what a filter sees
         return layer(x[:2])[0], layer(x)[0]
 
-    alone, company = alone_and_in_company(NaiveBatchNorm)
+    alone, company = outputs_alone_and_in_a_batch(NaiveBatchNorm)
     assert (alone - company).abs().max() > 0.1  # the answer depends on the other images
     for kind in LAYERS:
-        alone, company = alone_and_in_company(kind)
+        alone, company = outputs_alone_and_in_a_batch(kind)
         assert torch.equal(alone, company)
         layer = kind(3)
         with torch.no_grad():  # training mode is still training mode without gradients
@@ -188,7 +188,7 @@ def test_the_running_variance_of_small_batches_is_too_small() -> None:
 
 
 def test_lenet_with_batch_norm_is_not_lenet_plus_batch_norm() -> None:
-    plain, norm = make("lenet", 28), make("lenet-bn", 28)
+    plain, norm = make_network("lenet", 28), make_network("lenet-bn", 28)
 
     def first_linear(net: nn.Module) -> int:
         return next(m.in_features for m in net.modules() if isinstance(m, nn.Linear))
@@ -213,19 +213,19 @@ def test_eight_times_the_side_is_sixty_four_times_the_work() -> None:
     keeps = nn.Conv2d(1, 4, kernel_size=3, padding=1)
     assert multiply_adds(keeps, 28) == 28 * 28 * 4 * 9
     assert multiply_adds(keeps, 224) == 64 * multiply_adds(keeps, 28)
-    blocks = nn.Sequential(*[m for m in make("vgg11-quarter", 32) if isinstance(m, nn.Sequential)])
+    blocks = nn.Sequential(*[m for m in make_network("vgg11-quarter", 32) if isinstance(m, nn.Sequential)])
     assert len(blocks) == 5
     assert multiply_adds(blocks, 256) == 64 * multiply_adds(blocks, 32)
     # The manual's ResNet-18 takes images of 96 pixels, not 224.
     size = RECIPES["manual/resnet18"].image_size
-    net = make("resnet18-manual", 28)
+    net = make_network("resnet18-manual", 28)
     assert size == 96
     assert f"{multiply_adds(net, size) / multiply_adds(net, 28):.1f} times" == "9.7 times"
     assert "take 9.7 times that network's work" in (ROOT / "docs" / "errata.md").read_text(encoding="utf-8")
     assert RECIPES["fashion-mnist"].image_size == 0  # ours keeps the images' own size
 
 
-def test_an_enlarged_image_says_nothing_new() -> None:
+def test_an_enlarged_image_holds_no_new_information() -> None:
     images = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
     large = Preprocessing.of(images, image_size=224, fit="pad", normalize=False)(images)
     assert large.shape == (3, 1, 224, 224)
@@ -242,7 +242,9 @@ def test_an_enlarged_image_says_nothing_new() -> None:
 # How the manual measures
 
 
-def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_choosing_the_best_epoch_on_the_test_set_overstates_accuracy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     truth, images, epochs = 0.86, 10_000, 10
     test = rng.binomial(images, truth, (4000, epochs)) / images  # ten equally good epochs
@@ -257,17 +259,19 @@ def test_choosing_the_best_epoch_on_the_test_set_flatters(monkeypatch: pytest.Mo
         return load_images(source, split, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr("cnnlab.data.splits.load_images", recorded)
-    summary = cnnlab.train(short(limit=300), runs_dir=tmp_path, progress="none").summary
+    summary = cnnlab.train(short_recipe(limit=300), runs_dir=tmp_path, progress="none").summary
     assert "train" in read
     assert "test" not in read
     assert summary["best_by"] == "val_acc"
-    on_test = cnnlab.train(short(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none")
+    on_test = cnnlab.train(
+        short_recipe(limit=300, eval_split="test", val_fraction=0.0), runs_dir=tmp_path, progress="none"
+    )
     assert "test" in read
     assert on_test.summary["best_by"] == "loss"  # even then the test set chooses nothing
     assert "evaluates on the test set" in str(on_test)
 
 
-def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:
+def test_without_a_seed_results_do_not_repeat(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     unseeded = []
     for _ in range(2):
@@ -276,7 +280,7 @@ def test_without_a_seed_no_figure_repeats(tmp_path: Path) -> None:
     torch.set_rng_state(before)
     assert not torch.equal(*unseeded)
 
-    runs = [cnnlab.train(short(seed=s, limit=200), runs_dir=tmp_path, progress="none").run for s in (3, 3, 4)]
+    runs = [cnnlab.train(short_recipe(seed=s, limit=200), runs_dir=tmp_path, progress="none").run for s in (3, 3, 4)]
     one, same, other = ((r.path / "last.safetensors").read_bytes() for r in runs)
     assert one == same
     assert one != other
@@ -290,7 +294,7 @@ def test_throughput_without_loading_hides_slow_loading(monkeypatch: pytest.Monke
         return quick(self)
 
     monkeypatch.setattr(Batches, "__next__", slow)
-    run = cnnlab.train(short(limit=64 * batches), runs_dir=tmp_path, progress="none").run
+    run = cnnlab.train(short_recipe(limit=64 * batches), runs_dir=tmp_path, progress="none").run
     (row,) = run.metrics()
     assert row["images"] == 64 * batches
     assert row["train_seconds"] - row["compute_seconds"] >= pause * batches  # the printed figure leaves this out
@@ -338,7 +342,7 @@ def test_dropping_the_last_batch_leaves_images_out(model: nn.Module, pre: Prepro
     assert 5000 % 128 == 8  # the source's split and batch: 8 images are never evaluated
 
 
-def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre: Preprocessing) -> None:
+def test_predictions_in_training_mode_depend_on_the_batch(model: nn.Module, pre: Preprocessing) -> None:
     images = digits_test()
     x = pre(images.images)
     assert not model.training  # load_network returns it in evaluation mode
@@ -354,7 +358,7 @@ def test_predicting_in_training_mode_answers_for_the_batch(model: nn.Module, pre
         assert (wrong - company[:2]).abs().max() > 0.1  # two images alone get other answers
         assert not any(torch.equal(model.state_dict()[k], v) for k, v in before.items())  # and the network has changed
         # With dropout the same images get different answers each time.
-        net, x = make("nin", 67), torch.randn(2, 1, 67, 67)
+        net, x = make_network("nin", 67), torch.randn(2, 1, 67, 67)
         assert not torch.equal(net.train()(x), net(x))
         assert torch.equal(net.eval()(x), net(x))
 
@@ -381,7 +385,7 @@ def test_ids_stay_with_their_images(trained: Run, model: nn.Module, pre: Preproc
             assert probability == pytest.approx(expected[int(name)].item(), abs=1e-5)
 
 
-def test_the_competitions_recipe_makes_its_sources_updates() -> None:
+def test_the_competition_recipe_makes_the_same_updates_as_its_source() -> None:
     """Including momentum and weight decay. The source's settings are for the summed loss, ours for the mean."""
     recipe = RECIPES["manual/cifar-resnet18"]
     x = torch.randn(5, recipe.batch_size, 20, dtype=torch.float64)
@@ -404,7 +408,7 @@ def test_the_competitions_recipe_makes_its_sources_updates() -> None:
     assert rates == pytest.approx([2e-4 * 128 * 0.9 ** (epoch // 4) for epoch in range(20)])
 
 
-def test_the_mean_of_the_deviations_is_not_the_deviation() -> None:
+def test_the_mean_of_per_image_deviations_is_not_the_overall_deviation() -> None:
     rng = np.random.default_rng(0)
     brightness = rng.uniform(60, 200, (500, 3, 1, 1))  # photographs differ in brightness
     images = np.clip(rng.normal(brightness, 30, (500, 3, 8, 8)), 0, 255).astype(np.uint8)
@@ -437,13 +441,13 @@ def test_pages_and_tests_name_each_other() -> None:
             assert there == here, f"no page names {there - here}"
 
 
-def test_papers_names_every_network_and_its_size() -> None:
+def test_the_papers_page_lists_every_network_and_its_size() -> None:
     text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([\w.-]+)` \| ([\d,]+) \| (\d+) \|", text, flags=re.MULTILINE)
     assert sorted(name for name, _, _ in rows) == sorted(MODELS)
     for name, count, size in rows:
         with torch.device("meta"):
-            assert f"{weights(make(name, int(size))):,}" == count, name
+            assert f"{weights(make_network(name, int(size))):,}" == count, name
 
 
 def test_the_example_of_adding_a_network_works(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -460,14 +464,14 @@ def test_the_example_of_adding_a_network_works(monkeypatch: pytest.MonkeyPatch, 
     assert table["all-conv"][0] is module.all_conv
     monkeypatch.setitem(MODELS, "all-conv", module.all_conv)
 
-    net = make("all-conv", 28, channels=3, classes=7)
+    net = make_network("all-conv", 28, channels=3, classes=7)
     y = net(torch.randn(2, 3, 28, 28))
     assert y.shape == (2, 7)
     F.cross_entropy(y, torch.arange(2)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
     with pytest.raises(CnnlabError, match="^all-conv: it needs images of at least") as caught:
-        make("all-conv", 1)
+        make_network("all-conv", 1)
     smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
-    assert make("all-conv", smallest).eval()(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
-    summary = cnnlab.train(short(model="all-conv", limit=200), runs_dir=tmp_path, progress="none").summary
+    assert make_network("all-conv", smallest).eval()(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
+    summary = cnnlab.train(short_recipe(model="all-conv", limit=200), runs_dir=tmp_path, progress="none").summary
     assert summary["model"] == "all-conv"

@@ -52,11 +52,11 @@ def panels(path: Path) -> list[list[str]]:
     return [[word for _, box in sorted(found[panel]) for word in box] for panel in sorted(found)]
 
 
-def words(path: Path) -> list[str]:
+def box_texts(path: Path) -> list[str]:
     return [word for panel in panels(path) for word in panel]
 
 
-def meta(name: str, side: int = 224) -> nn.Module:
+def meta_network(name: str, side: int = 224) -> nn.Module:
     with torch.device("meta"):
         return build_model(name, num_classes=10, in_channels=1, image_size=side)
 
@@ -78,9 +78,9 @@ def convs_in(lines: list[str]) -> list[tuple[int, int]]:
 # Contents
 
 
-def test_lenet_and_alexnet_layer_by_layer(drawn: Path) -> None:
-    lines = words(drawn / "figure-1.2.svg")
-    lenet, alexnet = meta("lenet", 28), meta("alexnet")
+def test_lenet_and_alexnet_are_drawn_layer_by_layer(drawn: Path) -> None:
+    lines = box_texts(drawn / "figure-1.2.svg")
+    lenet, alexnet = meta_network("lenet", 28), meta_network("alexnet")
     assert convs_in(lines) == convs(lenet) + convs(alexnet)
     linear = [m.out_features for net in (lenet, alexnet) for m in net.modules() if isinstance(m, nn.Linear)]
     assert [int(line.split()[1]) for line in lines if line.startswith("linear ")] == linear
@@ -96,20 +96,20 @@ def test_lenet_and_alexnet_layer_by_layer(drawn: Path) -> None:
         assert shape in lines
 
 
-def test_from_alexnet_to_vgg(drawn: Path) -> None:
-    lines = words(drawn / "figure-1.3.svg")
-    assert convs_in(lines) == convs(meta("alexnet")) + [(3, 512)] * 2 + convs(meta("vgg11"))
+def test_alexnet_and_vgg_are_drawn_with_all_convolutions(drawn: Path) -> None:
+    lines = box_texts(drawn / "figure-1.3.svg")
+    assert convs_in(lines) == convs(meta_network("alexnet")) + [(3, 512)] * 2 + convs(meta_network("vgg11"))
     assert {"AlexNet", "VGG block", "VGG-11", "512×7×7 = 25088"} <= set(lines)
 
 
-def test_vgg_and_nin(drawn: Path) -> None:
-    lines = words(drawn / "figure-1.4.svg")
+def test_vgg_and_nin_are_drawn_with_all_convolutions(drawn: Path) -> None:
+    lines = box_texts(drawn / "figure-1.4.svg")
     nin_block = [(11, 96), (1, 96), (1, 96)]
-    assert convs_in(lines) == [(3, 512)] * 2 + convs(meta("vgg11")) + nin_block + convs(meta("nin"))
+    assert convs_in(lines) == [(3, 512)] * 2 + convs(meta_network("vgg11")) + nin_block + convs(meta_network("nin"))
     assert {"global avg-pool", "10×5×5", "dropout 0.5"} <= set(lines)
 
 
-def test_the_residual_block_is_the_normal_one_and_a_shortcut(drawn: Path) -> None:
+def test_the_residual_block_is_the_normal_block_plus_a_shortcut(drawn: Path) -> None:
     layers = ["conv 3×3, 64, pad 1", "batch norm", "ReLU", "conv 3×3, 64, pad 1", "batch norm"]
     file = drawn / "figure-1.5.svg"
     assert panels(file) == [
@@ -120,8 +120,8 @@ def test_the_residual_block_is_the_normal_one_and_a_shortcut(drawn: Path) -> Non
     assert arrows(file) == 7 + 9
 
 
-def test_the_shortcut_with_and_without_its_convolution(drawn: Path) -> None:
-    lines = words(drawn / "figure-1.6.svg")
+def test_the_shortcut_is_drawn_with_and_without_its_convolution(drawn: Path) -> None:
+    lines = box_texts(drawn / "figure-1.6.svg")
     block = Residual(64, 128, 2, manual=True)
     assert Counter(convs_in(lines)) == Counter([(3, 64), (3, 64), *convs(block)])
     assert lines.count("+") == 2
@@ -129,9 +129,9 @@ def test_the_shortcut_with_and_without_its_convolution(drawn: Path) -> None:
     assert {"conv 1×1, 128, stride 2", "64×56×56", "128×28×28"} <= set(lines)
 
 
-def test_resnet18(drawn: Path) -> None:
-    lines = words(drawn / "figure-1.7.svg")
-    model = meta("resnet18-manual")
+def test_resnet18_is_drawn_with_all_layers(drawn: Path) -> None:
+    lines = box_texts(drawn / "figure-1.7.svg")
+    model = meta_network("resnet18-manual")
     assert Counter(convs_in(lines)) == Counter(convs(model))
     assert len([c for c in convs_in(lines) if c[0] > 1]) == 17
     assert len([c for c in convs_in(lines) if c[0] == 1]) == 3
@@ -149,7 +149,7 @@ def arrows(path: Path) -> int:
 @pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
 def test_networks_can_be_traced(name: str) -> None:
     side = int(inspect.signature(MODELS[name]).parameters["image_size"].default)
-    model = meta(name, side)
+    model = meta_network(name, side)
     graph = trace(model, (1, side, side))
     labels = [line for box in graph.boxes.values() for line in box.lines]
     assert sorted(convs_in(labels)) == sorted(convs(model))
@@ -191,7 +191,7 @@ def test_the_forward_function_is_traced_not_the_list_of_layers() -> None:
     assert len(graph.main_path()) == 5
 
 
-def test_tracing_leaves_the_network_as_it_was() -> None:
+def test_tracing_does_not_change_the_network() -> None:
     model = build_model("lenet-bn", num_classes=10, in_channels=1, image_size=28).train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
     trace(model, (1, 28, 28))
@@ -200,7 +200,7 @@ def test_tracing_leaves_the_network_as_it_was() -> None:
 
 
 def test_merging_and_collapsing_keep_the_path() -> None:
-    graph = trace(meta("resnet18-manual"), (1, 224, 224))
+    graph = trace(meta_network("resnet18-manual"), (1, 224, 224))
     small = collapsed(merged(graph))
     assert [b.kind for b in small.boxes.values()] == ["text", *["block"] * 5, "pool", "linear"]
     assert small.boxes[small.main_path()[-1]].shape == (10,)
@@ -219,7 +219,7 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
     with pytest.raises(CnnlabError, match="Moody"):
         trace(Moody(), (1, 8, 8))
     with pytest.raises(CnnlabError, match="cannot trace"):
-        trace(meta("lenet", 28), (1, 32, 32))
+        trace(meta_network("lenet", 28), (1, 32, 32))
 
 
 # Legibility
@@ -241,7 +241,7 @@ def test_figures_fit_a_page(drawn: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
-def test_no_texts_overlap_and_none_leaves_the_page(drawn: Path, name: str) -> None:
+def test_texts_do_not_overlap_or_leave_the_page(drawn: Path, name: str) -> None:
     root = ET.parse(drawn / f"figure-{name}.svg").getroot()
     left, _, width, _ = map(float, root.attrib["viewBox"].split())
     boxes = []
@@ -287,7 +287,7 @@ def rectangles(root: ET.Element) -> list[tuple[float, float, float, float]]:
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
-def test_arrows_have_right_angles_end_at_boxes_and_cross_none(drawn: Path, name: str) -> None:
+def test_arrows_have_right_angles_end_at_boxes_and_cross_no_box(drawn: Path, name: str) -> None:
     root = ET.parse(drawn / f"figure-{name}.svg").getroot()
     boxes = rectangles(root)
     texts = [(float(t.attrib["x"]), float(t.attrib["y"])) for t in root.iter(f"{SVG}text")]
@@ -314,8 +314,8 @@ def test_arrows_have_right_angles_end_at_boxes_and_cross_none(drawn: Path, name:
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
-def test_every_padding_is_named(drawn: Path, name: str) -> None:
-    lines = " ".join(words(drawn / f"figure-{name}.svg"))
+def test_padding_is_shown(drawn: Path, name: str) -> None:
+    lines = " ".join(box_texts(drawn / f"figure-{name}.svg"))
     assert "pad 1" in lines
     assert "padding omitted" not in "".join(ET.parse(drawn / f"figure-{name}.svg").getroot().itertext())
 
@@ -366,7 +366,7 @@ def saved_run(path: Path, model: str = "alexnet", channels: int = 1, side: int =
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_pixels_are_the_weights_in_order(tmp_path: Path, channels: int) -> None:
+def test_filter_pixels_match_the_weights_in_order(tmp_path: Path, channels: int) -> None:
     run, net = saved_run(tmp_path / "run", "lenet", channels, 28)
     weight = next(iter(net.parameters())).detach().numpy()  # (6, C, 5, 5)
     picture = filters(run)
@@ -384,7 +384,7 @@ def test_pixels_are_the_weights_in_order(tmp_path: Path, channels: int) -> None:
     assert ("mean over 2 channels" in caption) == (channels == 2)
 
 
-def test_filters_that_are_not_learned_are_called_so(tmp_path: Path) -> None:
+def test_filters_that_are_not_learned_are_labelled_not_learned(tmp_path: Path) -> None:
     run, _ = saved_run(tmp_path / "whitened", "airbench94", 3, 32)
     assert "not learned" in filters(run).texts[0].get_text()
     run, _ = saved_run(tmp_path / "learned", "lenet", 1, 28)
@@ -392,7 +392,7 @@ def test_filters_that_are_not_learned_are_called_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
-def test_the_documentation_has_these_figures(drawn: Path, name: str) -> None:
+def test_the_documented_figures_are_current(drawn: Path, name: str) -> None:
     committed = Path(__file__).parents[2] / "docs" / "images" / f"figure-{name}.svg"
     assert panels(committed) == panels(drawn / f"figure-{name}.svg")
 
@@ -402,11 +402,11 @@ def test_zero_is_grey_and_the_largest_weight_black_or_white() -> None:
     assert filter_pixels(weight).flatten().tolist() == [0.0, 0.5, 0.75, 0.5, 0.5, 0.5]
 
 
-def test_grids() -> None:
+def test_filter_grids_have_the_expected_numbers_of_columns() -> None:
     assert [filter_columns(n) for n in (1, 3, 6, 16, 20, 32, 64, 96)] == [1, 3, 6, 16, 10, 16, 16, 16]
 
 
-def test_the_96_filters_of_alexnet(tmp_path: Path) -> None:
+def test_the_96_filters_of_alexnet_are_drawn_in_colour(tmp_path: Path) -> None:
     saved_run(tmp_path / "runs" / "mine", "alexnet", 3)
     svg, png = figures(["1.1"], run="mine", out_dir=tmp_path / "out", runs_dir=tmp_path / "runs")
     ET.parse(svg)
@@ -434,7 +434,7 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
     assert "best.safetensors (epoch 3)" in filters(by_class).texts[0].get_text()
 
 
-def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_convolutions_has_no_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
     monkeypatch.setattr(filters_module, "load_network", lambda run, file, model: nn.Linear(3, 3))
     with pytest.raises(CnnlabError, match="has no convolution"):
@@ -444,7 +444,7 @@ def test_a_network_without_convolutions(tmp_path: Path, monkeypatch: pytest.Monk
 # Files and errors
 
 
-def test_named_figures_in_named_formats_replace_old_files(tmp_path: Path) -> None:
+def test_chosen_figures_in_chosen_formats_replace_old_files(tmp_path: Path) -> None:
     out = tmp_path / "new" / "folder"
     assert [f.name for f in figures(["1.6", "1.5", "1.6"], out_dir=out, formats=["svg"])] == [
         "figure-1.5.svg", "figure-1.6.svg"
@@ -474,7 +474,7 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "figures").exists()
 
 
-def test_sample_images_are_the_sources_own(tmp_path: Path) -> None:
+def test_sample_images_are_drawn_reproducibly(tmp_path: Path) -> None:
     svg, png = figures(["1.8"], data="digits", out_dir=tmp_path / "out")
     assert "<svg" in svg.read_text()
     with Image.open(png) as picture:
@@ -483,7 +483,7 @@ def test_sample_images_are_the_sources_own(tmp_path: Path) -> None:
     assert again.read_bytes() == svg.read_bytes()
 
 
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CnnlabError, match="cannot write into .*file.*name another folder"):
         figures(["1.5"], out_dir=tmp_path / "file")
@@ -499,7 +499,7 @@ def test_the_recipe_in_the_remedy_exists() -> None:
     assert left_out(["1.2"]) == ""
 
 
-def test_no_program_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_drawing_needs_no_external_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "graphviz", None)
     assert len(figures(["1.5", "1.8"], data="digits", out_dir=tmp_path, formats=["svg"])) == 2

@@ -189,7 +189,7 @@ def test_copies_are_valid_notebooks_and_their_solutions_are_hidden(language: str
 
 
 @pytest.mark.parametrize(("language", "template"), [("en", "lab"), ("zh", "basic")])
-def test_an_exported_page_shows_a_solution_once_it_is_opened(language: str, template: str, tmp_path: Path) -> None:
+def test_an_exported_page_shows_a_solution_only_when_it_is_opened(language: str, template: str, tmp_path: Path) -> None:
     nbconvert = pytest.importorskip("nbconvert", reason="nbconvert is not installed: pip install --group dev")
     book = nbformat.from_dict(lessons.notebook("02_lenet", language))
     for cell in book.cells:
@@ -273,7 +273,7 @@ def test_the_command_lists_and_copies(cnnlab: Command, tmp_path: Path) -> None:
 # What lessons show
 
 
-def test_results_are_the_committed_ones() -> None:
+def test_lessons_show_the_committed_results() -> None:
     folder = committed.results_folder()
     assert folder == ROOT / "benchmarks" / "results"
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
@@ -287,7 +287,7 @@ def test_results_are_the_committed_ones() -> None:
     assert "| printed | 0.469 | 0.823 | 0.779 |" in table
     with pytest.raises(CnnlabError, match="did you mean lenet"):
         show.results("lenett")
-    accuracy = newest_of("fast/alexnet")["final_acc"]
+    accuracy = newest_measurement("fast/alexnet")["final_acc"]
     assert (
         f"`fast/alexnet`, 4 epochs, 5 seeds | | | {accuracy['mean']:.3f} ± {accuracy['std']:.3f} |"
         in show.results("alexnet").data
@@ -298,7 +298,7 @@ def test_results_are_the_committed_ones() -> None:
     assert f"{kaggle['validation_accuracy_by_views']['shift']:.4f}" in show.competition().data
 
 
-def newest_of(recipe: str) -> dict[str, Any]:
+def newest_measurement(recipe: str) -> dict[str, Any]:
     """Return the newest measurement of a recipe on Fashion-MNIST among all result files."""
     found = [json.loads(path.read_text()) for path in committed.results_folder().glob("*.json")]
     having = [f for f in found if f["benchmark"] == "fashion-speed" or f["benchmark"].startswith("fashion-speed-")]
@@ -326,7 +326,7 @@ def test_experiments_that_were_not_run_are_marked(tmp_path: Path, monkeypatch: p
     assert "| 1.3 | NiN | as printed, 1 seed |  |  | 0.900 |  |  |" in show.results("nin").data
 
 
-def test_pictures(quick: Recipe) -> None:
+def test_pictures_are_png_files_with_text_alternatives(quick: Recipe) -> None:
     result = train(quick)
     for picture in (
         show.compare({"a": result, "b": result}),
@@ -349,7 +349,7 @@ def test_pictures(quick: Recipe) -> None:
         show.grid([])
 
 
-def test_the_hardest_are_mistakes_first(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hardest_images_list_mistakes_first(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
     monkeypatch.setattr(show, "grid", lambda images, titles: shown.append((images, titles)))
     result = train(quick)
@@ -374,5 +374,5 @@ def test_held_out_images_are_preprocessed(quick: Recipe) -> None:
     assert torch.equal(show.held_out(result, 3)[0], images[:3])
 
 
-def test_shapes_is_the_table_of_the_command(cnnlab: Command) -> None:
+def test_shapes_matches_the_table_of_the_show_command(cnnlab: Command) -> None:
     assert show.shapes("nin").splitlines() == cnnlab("show", "nin").stdout.splitlines()

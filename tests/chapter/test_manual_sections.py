@@ -101,13 +101,13 @@ class _OneEpoch(ast.NodeTransformer):
         return node
 
 
-def adapt(cells: list[str], whole: bool = WHOLE) -> list[str]:
+def adapt_cells(cells: list[str], whole: bool = WHOLE) -> list[str]:
     """Return the cells with the import line changed and, unless `whole`, with one epoch instead of many."""
     changed = [cell.replace(*IMPORT) for cell in cells]
     return changed if whole else [ast.unparse(_OneEpoch().visit(ast.parse(cell))) for cell in changed]
 
 
-def competition(folder: Path) -> Path:
+def write_competition(folder: Path) -> Path:
     """Write a stand-in for the book's small set: 400 images of ten colours, their labels, and five to classify.
 
     With fewer images, the held-out tenth would not fill a batch, and its loader drops incomplete batches.
@@ -126,16 +126,16 @@ def competition(folder: Path) -> Path:
     return folder
 
 
-def prepare(name: str, section: Section, text: str, tmp_path: Path) -> list[str]:
+def prepare_section(name: str, section: Section, text: str, tmp_path: Path) -> list[str]:
     """Write the options and data of a section into `tmp_path` and return the cells to run there."""
     cells = cells_of(text)
     assert cells, f"{section.path} has no PyTorch listings"
     assert sum(IMPORT[0] in cell for cell in cells) >= 1
     zipped = any((folder / "kaggle_cifar10_tiny.zip").exists() for folder in (data_folder(), Path("../data")))
-    generated = "" if name != "kaggle-cifar10" or zipped or WHOLE else str(competition(tmp_path / "tiny"))
+    generated = "" if name != "kaggle-cifar10" or zipped or WHOLE else str(write_competition(tmp_path / "tiny"))
     options = {"images": 0 if WHOLE else section.images, "competition": generated, "peers": str(PEERS / "d2l")}
     (tmp_path / "section.json").write_text(json.dumps(options | {"section": asdict(section)}))
-    return [BEFORE, *adapt(cells)]
+    return [BEFORE, *adapt_cells(cells)]
 
 
 def run_as_program(cells: list[str], tmp_path: Path) -> str:
@@ -197,14 +197,14 @@ def test_only_the_import_of_a_listing_is_changed() -> None:
     assert [cell.splitlines()[0] for cell in cells] == [
         IMPORT[0], "net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))", "lr, num_epochs, batch_size = 0.1, 20, 32",
     ]  # fmt: skip
-    assert adapt(cells, whole=True) == ["\n".join([IMPORT[1], *cells[0].splitlines()[1:], ""]), *cells[1:]]
-    assert "(0.1, 1, 32)" in adapt(cells, whole=False)[2]
+    assert adapt_cells(cells, whole=True) == ["\n".join([IMPORT[1], *cells[0].splitlines()[1:], ""]), *cells[1:]]
+    assert "(0.1, 1, 32)" in adapt_cells(cells, whole=False)[2]
     assert cells_of("```{.python .input}\n%%tab pytorch\nx = 1\n```\n") == ["x = 1\n"]
 
 
-def test_a_section_of_our_own_runs(fashion_folder: Path, tmp_path: Path) -> None:
+def test_a_section_written_for_this_test_runs(fashion_folder: Path, tmp_path: Path) -> None:
     section = Section("own.md", images=160)
-    printed = run_as_program(prepare("own", section, OWN, tmp_path), tmp_path)
+    printed = run_as_program(prepare_section("own", section, OWN, tmp_path), tmp_path)
     check_lines(printed, section)
     assert (tmp_path / "figures" / "curve-1.png").exists()
 
@@ -229,7 +229,7 @@ def text_of(section: Section, folder: Path) -> str:
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_published_section_runs_as_a_program(name: str, sections: Path, fashion_folder: Path, tmp_path: Path) -> None:
     section = SECTIONS[name]
-    printed = run_as_program(prepare(name, section, text_of(section, sections), tmp_path), tmp_path)
+    printed = run_as_program(prepare_section(name, section, text_of(section, sections), tmp_path), tmp_path)
     check_lines(printed, section)
     assert list((tmp_path / "figures").glob("curve-*.png"))
     if name == "kaggle-cifar10":
@@ -245,7 +245,7 @@ def test_a_published_section_runs_as_a_notebook(
     name: str, sections: Path, fashion_folder: Path, tmp_path: Path
 ) -> None:
     section = SECTIONS[name]
-    cells = prepare(name, section, text_of(section, sections), tmp_path)
+    cells = prepare_section(name, section, text_of(section, sections), tmp_path)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

@@ -59,7 +59,7 @@ def finished(quick: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pla
     return plans[0], done
 
 
-def test_the_nine_experiments_are_the_manuals() -> None:
+def test_the_nine_experiments_match_the_manual() -> None:
     assert len(EXPERIMENTS) == 9
     printed = {
         "alexnet": (0.01, 128, 224), "vgg11": (0.05, 128, 224), "nin": (0.1, 128, 224), "lenet-bn-scratch": (1.0, 256, 0),
@@ -185,7 +185,7 @@ def test_the_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path:
     )
 
 
-def test_a_finished_reproduction_is_left_as_it_is(cnnlab: Command, finished: tuple[Plan, Reproduction]) -> None:
+def test_resuming_a_finished_reproduction_changes_nothing(cnnlab: Command, finished: tuple[Plan, Reproduction]) -> None:
     one = Path("runs/one")
     shutil.copytree(finished[1].path, one)
     before = {p: p.read_bytes() for p in one.rglob("*") if p.is_file()}
@@ -226,13 +226,13 @@ def test_a_damaged_plan_is_reported(cnnlab: Command, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("quick", "no_estimate")
 def test_the_estimate_counts_epochs_seeds_and_images() -> None:
-    def total(*names: str, **changes: int) -> float:
+    def total_seconds(*names: str, **changes: int) -> float:
         plans: list[Plan] = []
         assert reproduce(names, confirm=lambda p: bool(plans.append(p)), **changes) is None  # type: ignore[arg-type,func-returns-value]
         return plans[0].total
 
-    assert total("lenet") == 10 * (600 * 1.5 + 600 * 0.5)
-    assert total("lenet", "nin", epochs=3, limit=200, seeds=4) == 2 * 4 * 3 * (200 * 1.5 + 200 * 0.5)
+    assert total_seconds("lenet") == 10 * (600 * 1.5 + 600 * 0.5)
+    assert total_seconds("lenet", "nin", epochs=3, limit=200, seeds=4) == 2 * 4 * 3 * (200 * 1.5 + 200 * 0.5)
     assert not Path("runs").exists()
 
 

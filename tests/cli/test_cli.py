@@ -58,7 +58,7 @@ def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: 
     assert "evaluated on the test set 1 time" in answer.stdout
 
 
-def test_python_m_cnnlab_is_the_command() -> None:
+def test_python_m_cnnlab_runs_the_command() -> None:
     answer = subprocess.run([sys.executable, "-m", "cnnlab", "--version"], capture_output=True, text=True)
     assert (answer.returncode, answer.stdout) == (0, f"cnnlab {package.__version__}\n")
 
@@ -83,7 +83,7 @@ def test_list(cnnlab: Command) -> None:
     assert "did you mean models" in one_line_error(cnnlab("list", "modles"))
 
 
-def test_lines_for_a_log_file(cnnlab: Command) -> None:
+def test_progress_is_printed_as_lines_for_a_log_file(cnnlab: Command) -> None:
     answer = cnnlab("train", *FAST, "--progress", "lines")
     lines = answer.stderr.splitlines()
     assert lines[0].startswith("data: 256 train")
@@ -141,7 +141,7 @@ def test_runs_lists_and_compares(cnnlab: Command, tmp_path: Path) -> None:
     assert [row["seed"] for row in rows] == [0, 1, 0, 0]
 
 
-def test_an_own_folder_end_to_end(cnnlab: Command, shapes: Path) -> None:
+def test_a_folder_of_images_works_end_to_end(cnnlab: Command, shapes: Path) -> None:
     (shapes / "dark" / "bad.png").write_bytes(b"")
     answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
     assert answer.returncode == 0, answer.stderr
@@ -198,7 +198,7 @@ def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path, arguments: list[
     assert not list(tmp_path.rglob("*.safetensors"))  # nothing incomplete is left
 
 
-def test_bad_folders(cnnlab: Command, tmp_path: Path) -> None:
+def test_bad_image_folders_are_one_line(cnnlab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "holds no images" in one_line_error(cnnlab("train", "--data", "folder:empty"))
     (tmp_path / "one" / "cats").mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_bad_folders(cnnlab: Command, tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_bad_run_folders(cnnlab: Command, copy: Path, tmp_path: Path) -> None:
+def test_bad_run_folders_are_one_line(cnnlab: Command, copy: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for command in ("eval", "predict", "runs"):
         extra = ["x.png"] if command == "predict" else []
@@ -235,7 +235,7 @@ def test_bad_run_folders(cnnlab: Command, copy: Path, tmp_path: Path) -> None:
     ["run.json", "recipe.json", "best.safetensors", "metrics.jsonl", "environment.json", "summary.json"],
 )
 @pytest.mark.parametrize("damage", ["noise", "other json", "missing"])
-def test_damaged_run_folders(cnnlab: Command, copy: Path, file: str, damage: str) -> None:
+def test_damaged_files_of_a_run_are_named(cnnlab: Command, copy: Path, file: str, damage: str) -> None:
     path = copy / file
     if damage == "missing":
         path.unlink()
@@ -259,7 +259,7 @@ def test_damaged_weights_are_refused_and_others_offered(cnnlab: Command, copy: P
     assert cnnlab("predict", copy, copy / "curves.png", "--weights", "last").returncode == 0
 
 
-def test_output_folders_that_cannot_be_written(cnnlab: Command, tmp_path: Path) -> None:
+def test_unwritable_output_folders_are_named(cnnlab: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     assert "file; name another folder with --runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file"))
     assert "--runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file/below"))
@@ -274,7 +274,7 @@ def _without_privileges() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
 
 
-def test_a_read_only_folder(copy: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_refuses_training_and_allows_evaluation(copy: Path, tmp_path: Path) -> None:
     command = [*_without_privileges(), str(Path(sys.executable).parent / "cnnlab")]
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -314,7 +314,7 @@ def test_a_plot_overwrites_nothing(cnnlab: Command, run: Path, tmp_path: Path) -
     assert "ends with .png" in one_line_error(cnnlab("runs", run, "--plot", "notes.txt"))
 
 
-def test_names_that_a_terminal_cannot_print(installed: Command, shapes: Path) -> None:
+def test_names_that_a_terminal_cannot_print_cause_no_crash(installed: Command, shapes: Path) -> None:
     odd = shapes.rename(shapes.parent / "猫 $\\foo$ [bold]")
     small = ("--model", "lenet-bn", *FAST)  # the default's fine-tuning takes longer
     answer = installed("train", "--data", f"folder:{odd}", "--name", "odd", *small, env={"PYTHONIOENCODING": "ascii"})
@@ -326,7 +326,7 @@ def test_names_that_a_terminal_cannot_print(installed: Command, shapes: Path) ->
     assert "caf\\udce9.png is damaged" in line
 
 
-def test_output_into_a_closed_pipe(run: Path) -> None:
+def test_output_into_a_closed_pipe_prints_no_error(run: Path) -> None:
     command = f"{Path(sys.executable).parent / 'cnnlab'} list | head -n 1"
     answer = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in answer.stderr

@@ -44,7 +44,7 @@ def write_images(root: Path, classes: list[str], each: int = 3) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tables_folder(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images of 24 long-named classes and runs on them. No test may change it."""
     folder = tmp_path_factory.mktemp("tables")
     write_images(folder / "images", CLASSES)
@@ -81,14 +81,14 @@ def place(cnnlab: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval b --split val",
     ],
 )
-def test_a_table_fits_80_columns(cnnlab: Command, place: Path, command: str) -> None:
-    answer = cnnlab(*command.split(), cwd=place)
+def test_a_table_fits_80_columns(cnnlab: Command, tables_folder: Path, command: str) -> None:
+    answer = cnnlab(*command.split(), cwd=tables_folder)
     assert answer.returncode == 0, answer.stderr
     within_80(answer.stdout)
 
 
-def test_a_refused_hand_in_has_its_whole_reason(cnnlab: Command, place: Path) -> None:
-    answer = cnnlab("grade", "handed-in", "--labels", "labels.csv", cwd=place)
+def test_the_full_reason_for_refusing_a_submission_is_shown(cnnlab: Command, tables_folder: Path) -> None:
+    answer = cnnlab("grade", "handed-in", "--labels", "labels.csv", cwd=tables_folder)
     assert "no column 'id'; known: 'number', 'species'" in " ".join(answer.stdout.split())
 
 
@@ -111,13 +111,15 @@ def test_texts_of_results_fit_80_columns() -> None:
     within_80(plan_text(Plan(recipes, 3, dict.fromkeys(recipes, 5e4), ("sift-kernel",), 1000)))
 
 
-def test_a_line_keeps_the_spaces_at_its_start() -> None:
+def test_wrapping_keeps_leading_spaces() -> None:
     assert wrap("  note: " + "word " * 20, 4, 40).startswith("  note: word")
     assert "".join(wrap("猫words", 40, 40).split()) == "猫words"  # no room for even one word
 
 
-def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(cnnlab: Command, place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "runs" / "b", tmp_path / "runs" / "b")
+def test_the_list_of_runs_is_short_and_shows_the_test_accuracy(
+    cnnlab: Command, tables_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tables_folder / "runs" / "b", tmp_path / "runs" / "b")
     row = json.loads(cnnlab("runs", "--json").stdout)[0]
     assert row["test_acc"] is None
     write_images(tmp_path / "parts" / "train", CLASSES)
@@ -165,7 +167,7 @@ def test_shorten_keeps_both_ends() -> None:
 # Figures of each class
 
 
-def test_figures_of_each_class_are_those_of_scikit_learn() -> None:
+def test_per_class_figures_match_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     for k, never in ((2, ()), (7, (3,)), (30, (0, 29))):
         true = rng.integers(0, k, 500)
@@ -181,27 +183,29 @@ def test_figures_of_each_class_are_those_of_scikit_learn() -> None:
         assert found.never_predicted == list(never)
 
 
-def test_eval_prints_all_classes_and_saves_predictions_and_a_plot(cnnlab: Command, place: Path) -> None:
-    answer = cnnlab("eval", "b", "--split", "val", "--predictions", "p.csv", "--plot", "p.png", cwd=place)
+def test_eval_prints_all_classes_and_saves_predictions_and_a_plot(cnnlab: Command, tables_folder: Path) -> None:
+    answer = cnnlab("eval", "b", "--split", "val", "--predictions", "p.csv", "--plot", "p.png", cwd=tables_folder)
     assert answer.returncode == 0, answer.stderr
     table = answer.stdout.split("\n\n")[1]
     assert len(within_80(table)) == 1 + len(CLASSES)
     assert table.split()[:5] == ["class", "precision", "recall", "F1", "images"]
-    with (place / "p.csv").open(encoding="utf-8", newline="") as file:
+    with (tables_folder / "p.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["image", "true_label", "prediction", "probability"]
-    found = json.loads(cnnlab("eval", "b", "--split", "validation", "--json", cwd=place).stdout)
+    found = json.loads(cnnlab("eval", "b", "--split", "validation", "--json", cwd=tables_folder).stdout)
     assert len(rows) == found["images"]
     assert sum(row["true_label"] == row["prediction"] for row in rows) == found["correct"]
-    assert all((place / "images" / row["image"]).exists() for row in rows)
+    assert all((tables_folder / "images" / row["image"]).exists() for row in rows)
     assert {row["true_label"] for row in rows} <= set(CLASSES)
     assert all(1 / 24 <= float(row["probability"]) <= 1 for row in rows)
     assert [c["class"] for c in found["classes"]] == CLASSES
-    assert (place / "p.png").read_bytes().startswith(b"\x89PNG")
+    assert (tables_folder / "p.png").read_bytes().startswith(b"\x89PNG")
     for option in ("--predictions", "--plot"):  # nothing is overwritten
-        line = one_line_error(cnnlab("eval", "b", option, "p.csv" if option == "--predictions" else "p.png", cwd=place))
+        line = one_line_error(
+            cnnlab("eval", "b", option, "p.csv" if option == "--predictions" else "p.png", cwd=tables_folder)
+        )
         assert "exists" in line
-    assert ".csv" in one_line_error(cnnlab("eval", "b", "--predictions", "p.txt", cwd=place))
+    assert ".csv" in one_line_error(cnnlab("eval", "b", "--predictions", "p.txt", cwd=tables_folder))
 
 
 @pytest.mark.parametrize("count", [2, 10, 100])
@@ -217,9 +221,9 @@ def test_the_confusion_matrix_as_a_picture_names_every_class(count: int) -> None
     assert all(not a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
 
 
-def test_a_class_that_is_never_predicted_is_a_warning(cnnlab: Command, place: Path) -> None:
-    answer = cnnlab("eval", "b", "--split", "train", cwd=place)
-    found = json.loads(cnnlab("eval", "b", "--split", "train", "--json", cwd=place).stdout)
+def test_a_class_that_is_never_predicted_is_a_warning(cnnlab: Command, tables_folder: Path) -> None:
+    answer = cnnlab("eval", "b", "--split", "train", cwd=tables_folder)
+    found = json.loads(cnnlab("eval", "b", "--split", "train", "--json", cwd=tables_folder).stdout)
     assert found["never_predicted"]  # one epoch of two updates cannot tell 24 classes apart
     assert "warning: never predicted: " in answer.stdout
     assert f"balanced acc {found['balanced_accuracy']:.4f}" in answer.stdout
@@ -228,10 +232,10 @@ def test_a_class_that_is_never_predicted_is_a_warning(cnnlab: Command, place: Pa
 # Other data
 
 
-def test_eval_finds_the_runs_images_elsewhere_and_takes_others(cnnlab: Command, place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "runs" / "b", tmp_path / "b")
-    shutil.copytree(place / "images", tmp_path / "moved")
-    own = json.loads(cnnlab("eval", tmp_path / "b", "--split", "valid", "--json", cwd=place).stdout)
+def test_eval_accepts_moved_images_and_other_images(cnnlab: Command, tables_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tables_folder / "runs" / "b", tmp_path / "b")
+    shutil.copytree(tables_folder / "images", tmp_path / "moved")
+    own = json.loads(cnnlab("eval", tmp_path / "b", "--split", "valid", "--json", cwd=tables_folder).stdout)
     moved = json.loads(cnnlab("eval", tmp_path / "b", "--data", "folder:moved", "--split", "val", "--json").stdout)
     assert not moved["other_data"]
     assert moved["confusion"] == own["confusion"]
@@ -249,40 +253,40 @@ def test_eval_finds_the_runs_images_elsewhere_and_takes_others(cnnlab: Command, 
     assert "nowhere" in one_line_error(cnnlab("eval", "b", "--data", "folder:nowhere"))
 
 
-def test_eval_names_the_remedy_if_the_images_have_moved(cnnlab: Command, place: Path, tmp_path: Path) -> None:
-    shutil.copytree(place / "runs" / "b", tmp_path / "runs" / "b")
-    (place / "images").rename(place / "elsewhere")
+def test_eval_names_the_remedy_if_the_images_have_moved(cnnlab: Command, tables_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(tables_folder / "runs" / "b", tmp_path / "runs" / "b")
+    (tables_folder / "images").rename(tables_folder / "elsewhere")
     try:
         assert "--data" in one_line_error(cnnlab("eval", "b"))
-        assert cnnlab("eval", "b", "--data", f"folder:{place / 'elsewhere'}").returncode == 0
+        assert cnnlab("eval", "b", "--data", f"folder:{tables_folder / 'elsewhere'}").returncode == 0
     finally:
-        (place / "elsewhere").rename(place / "images")
+        (tables_folder / "elsewhere").rename(tables_folder / "images")
 
 
-def test_predict_with_views_and_threads(cnnlab: Command, place: Path, tmp_path: Path) -> None:
+def test_predict_with_views_and_threads(cnnlab: Command, tables_folder: Path, tmp_path: Path) -> None:
     image = tmp_path / "half.png"
     Image.fromarray(np.pad(np.full((16, 8), 255, np.uint8), ((0, 0), (0, 8)))).save(image)
     answers = [
-        cnnlab("predict", "b", image, "--format", "json", *more, cwd=place)
+        cnnlab("predict", "b", image, "--format", "json", *more, cwd=tables_folder)
         for more in ((), ("--threads", 1), ("--tta", "flip"), ("--tta", "shift"))
     ]
     assert [a.returncode for a in answers] == [0] * 4
     assert answers[0].stdout == answers[1].stdout
     assert len({a.stdout for a in answers}) > 1
-    assert "did you mean" in one_line_error(cnnlab("predict", "b", image, "--tta", "flp", cwd=place))
-    assert "threads=0" in one_line_error(cnnlab("predict", "b", image, "--threads", 0, cwd=place))
-    assert cnnlab("eval", "b", "--threads", 1, "--split", "train", cwd=place).returncode == 0
+    assert "did you mean" in one_line_error(cnnlab("predict", "b", image, "--tta", "flp", cwd=tables_folder))
+    assert "threads=0" in one_line_error(cnnlab("predict", "b", image, "--threads", 0, cwd=tables_folder))
+    assert cnnlab("eval", "b", "--threads", 1, "--split", "train", cwd=tables_folder).returncode == 0
 
 
 # Words
 
 
-def test_numbers_agree_with_their_nouns() -> None:
+def test_nouns_are_plural_if_their_number_is() -> None:
     assert [plural(n, "epoch") for n in (0, 1, 2, 1000)] == ["0 epochs", "1 epoch", "2 epochs", "1,000 epochs"]
     assert plural(2, "class") == "2 classes"
 
 
-def test_messages_of_other_libraries_end_at_a_sentence_or_a_word() -> None:
+def test_messages_of_other_libraries_are_cut_at_a_sentence_or_a_word() -> None:
     text = "The first sentence is here. The second one goes on for a very long time and never comes to an end"
     assert reason(ValueError(text), 60) == "The first sentence is here"
     assert reason(ValueError("word " * 50), 22) == "word word word word..."

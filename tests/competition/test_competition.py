@@ -194,7 +194,7 @@ def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
     torch.testing.assert_close(probabilities(models, images, views="shift"), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_a_submission_has_the_samples_order(finished: Competition, forest: Path) -> None:
+def test_a_submission_follows_the_samples_order(finished: Competition, forest: Path) -> None:
     found = steps.submit(finished, out=finished.path / "one.csv", chosen=["train"], views="none")
     assert [run.path.name for run in found.runs] == ["train"]
     ids, labels = read_pairs(found.written.path, "file", "species")
@@ -230,7 +230,9 @@ def test_probabilities_are_submitted_and_scored(
     assert json.loads(as_labels.stdout)["accuracy"] == scored["accuracy"]
 
 
-def test_a_sample_of_probabilities_is_followed(finished: Competition, forest: Path, tmp_path: Path) -> None:
+def test_a_submission_of_probabilities_follows_the_samples_columns(
+    finished: Competition, forest: Path, tmp_path: Path
+) -> None:
     files = tmp_path / "files"
     shutil.copytree(forest, files)
     ids = read_pairs(files / "example.csv", "file", "species")[0]
@@ -272,12 +274,12 @@ def test_evaluations_and_probabilities_are_reused(
     shutil.copytree(finished.path, work.path)
     first = steps.submit(work, views="none", threads=1)
 
-    def never(*args: object, **kwargs: object) -> None:
+    def measure_again(*args: object, **kwargs: object) -> None:
         raise AssertionError("measured again")
 
     with monkeypatch.context() as patch:
-        patch.setattr(inference, "evaluate_run", never)
-        patch.setattr(inference, "probabilities", never)
+        patch.setattr(inference, "evaluate_run", measure_again)
+        patch.setattr(inference, "probabilities", measure_again)
         trained = steps.train(work)
         assert steps.submit(work, views="none").written.changed is False
     report = json.loads((work.path / "report.json").read_text())
@@ -313,7 +315,9 @@ def test_default_views_are_the_best_on_validation(finished: Competition, tmp_pat
     assert _best_views(work, models) == "none"
 
 
-def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submission_is_uploaded_only_once(
+    finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     work = replace(finished, path=tmp_path / "copy")
     shutil.copytree(finished.path, work.path)
     calls: list[tuple[str, Path, str]] = []
@@ -338,7 +342,7 @@ def test_a_submission_is_handed_in_once(finished: Competition, tmp_path: Path, m
     assert len(calls) == (1 if answers[0] == answers[1] else 2)
 
 
-def test_a_submission_that_cannot_be_recorded_was_made_all_the_same(
+def test_an_upload_succeeds_even_if_it_cannot_be_recorded(
     finished: Competition, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = replace(finished, path=tmp_path / "copy")
@@ -357,7 +361,7 @@ def test_a_submission_that_cannot_be_recorded_was_made_all_the_same(
 
 
 def test_an_impossible_submission_is_an_error_before_training(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
-    def broken(name: str) -> tuple[Path, list[object]]:
+    def broken_copy(name: str) -> tuple[Path, list[object]]:
         folder = tmp_path / name
         shutil.copytree(forest, folder)
         return folder, [
@@ -372,19 +376,19 @@ def test_an_impossible_submission_is_an_error_before_training(forest: Path, tmp_
             *QUICK,
         ]
 
-    folder, command = broken("testless")
+    folder, command = broken_copy("testless")
     (folder / "unseen.zip").unlink()
     assert "no test images" in one_line_error(cnnlab(*command))
-    folder, command = broken("lacking")
+    folder, command = broken_copy("lacking")
     with (folder / "example.csv").open("a") as file:
         file.write("leaf-999,oak\n")
     assert "leaf-999" in one_line_error(cnnlab(*command))
-    folder, command = broken("uploading")
+    folder, command = broken_copy("uploading")
     assert "No Name" in one_line_error(cnnlab(*command, "--upload", "--competition", "No Name"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
-def test_upload_needs_kaggles_name(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
+def test_upload_needs_the_name_of_the_competition_on_kaggle(forest: Path, tmp_path: Path, cnnlab: Command) -> None:
     command = ["kaggle", "all", forest, "--store", tmp_path / "store", *OPTIONS, *QUICK, "--upload"]
     assert "--competition" in one_line_error(cnnlab(*command, "--name", "quick"))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
@@ -406,7 +410,7 @@ def test_a_damaged_competition_file_is_an_error(finished: Competition, tmp_path:
         steps.open_competition("forest", tmp_path)
 
 
-def test_the_clients_zip_in_the_folder_is_found(forest: Path, tmp_path: Path) -> None:
+def test_the_zip_downloaded_by_kaggles_client_is_found(forest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data" / "forest"
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / "forest.zip", "w") as archive:
@@ -529,7 +533,7 @@ def test_an_interrupted_training_is_resumed(
     assert (work.path / name).read_bytes() == (finished.path / name).read_bytes()
 
 
-def test_show_draws_and_measures(finished: Competition, cnnlab: Command) -> None:
+def test_show_draws_samples_and_measures_pixels(finished: Competition, cnnlab: Command) -> None:
     found = json.loads(
         cnnlab("kaggle", "show", "--name", "forest", "--runs-dir", finished.path.parent, "--json").stdout
     )
@@ -547,7 +551,7 @@ def test_show_draws_and_measures(finished: Competition, cnnlab: Command) -> None
         assert all(np.array_equal(image, members[i].permute(1, 2, 0)) for i, image in enumerate(row))
 
 
-def test_steps_out_of_order_say_what_comes_first(forest: Path, cnnlab: Command, tmp_path: Path) -> None:
+def test_a_step_out_of_order_names_the_missing_step(forest: Path, cnnlab: Command, tmp_path: Path) -> None:
     for step in ("show", "train", "retrain", "submit"):
         assert "cnnlab kaggle prepare" in one_line_error(cnnlab("kaggle", step))
     steps.prepare(forest, name="cifar-10", layout=LAYOUT, store=tmp_path / "store", workers=1)
@@ -584,7 +588,7 @@ def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> Non
         assert told in one_line_error(cnnlab("kaggle", *arguments)), arguments
 
 
-def test_a_store_is_a_source_like_any_other(finished: Competition, cnnlab: Command) -> None:
+def test_a_store_can_be_trained_on(finished: Competition, cnnlab: Command) -> None:
     answer = cnnlab("train", "lenet", "--data", f"store:{finished.store}", "--recipe", "images", "--set", "epochs=1")
     assert answer.returncode == 0, answer.stderr
     line = one_line_error(cnnlab("train", "--recipe", "cifar/1h"))
@@ -600,7 +604,7 @@ def test_images_of_another_size_are_refused(finished: Competition) -> None:
 LESSON = Path(__file__).resolve().parents[2] / "docs" / "competition.md"
 
 
-def code(page: Path) -> list[str]:
+def code_blocks(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
@@ -629,7 +633,7 @@ def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
             Image.new("RGB", (70 + i, 90), (40 * i, 0, 0)).save(leaves / part / f"{part}{i}.jpg")
     (leaves / "train.csv").write_text("image,species\n" + "".join(f"train{i}.jpg,{SPECIES[i % 3]}\n" for i in range(6)))
     room: dict[str, object] = {}
-    for block in code(LESSON):
+    for block in code_blocks(LESSON):
         exec(block, room)
     ids, labels = read_pairs(tmp_path / "runs" / "cifar-10" / "submission.csv")
     assert ids == [str(i + 1) for i in range(20)]
@@ -640,11 +644,11 @@ def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_both_languages_have_the_same_lesson() -> None:
-    def bare(page: Path) -> list[str]:
-        return [re.sub(r"#.*", "", block) for block in code(page)]
+    def code_without_comments(page: Path) -> list[str]:
+        return [re.sub(r"#.*", "", block) for block in code_blocks(page)]
 
     chinese = LESSON.with_name("competition.zh.md")
-    assert bare(LESSON) == bare(chinese)
+    assert code_without_comments(LESSON) == code_without_comments(chinese)
     headings = [
         re.findall(r"^## (\d)\.", page.read_text(encoding="utf-8"), flags=re.MULTILINE) for page in (LESSON, chinese)
     ]

@@ -25,7 +25,7 @@ def png() -> bytes:
 
 
 @pytest.mark.parametrize("processes", [0, 1])
-def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
+def test_an_unwritable_file_is_named(tmp_path: Path, processes: int) -> None:
     job = Job(str(tmp_path / "none.npy"), 0, Decoding(1, 20), True, False)
     with Decoders(processes) as decoders:
         decoders.add(job, 0, "a", png())
@@ -34,7 +34,7 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, processes: int) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="exit codes of signals")
-def test_a_decoding_process_that_dies(tmp_path: Path) -> None:
+def test_a_dead_decoding_process_is_an_error(tmp_path: Path) -> None:
     job = Job(str(tmp_path / "a.npy"), 0, Decoding(1, 20), True, False)
     with Decoders(1) as decoders:
         decoders._processes[0].kill()

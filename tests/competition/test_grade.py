@@ -39,65 +39,65 @@ def labels(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def room(tmp_path: Path) -> Path:
+def class_folder(tmp_path: Path) -> Path:
     (tmp_path / "class").mkdir()
     return tmp_path / "class"
 
 
-def put(room: Path, name: str, content: str | bytes = TRUE) -> Path:
-    path = room / name
+def write_file(class_folder: Path, name: str, content: str | bytes = TRUE) -> Path:
+    path = class_folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def by_name(grades: Grades) -> dict[str, Grade]:
+def rows_by_student(grades: Grades) -> dict[str, Grade]:
     rows = {row.student: row for row in grades.rows}
     assert len(rows) == len(grades.rows)
     return rows
 
 
-def status(grades: Grades) -> dict[str, str]:
+def statuses(grades: Grades) -> dict[str, str]:
     return {row.student: row.status for row in grades.rows}
 
 
-def test_submissions_are_files_and_folders(room: Path, labels: Path) -> None:
-    put(room, "ann.csv")
-    put(room, "bob.CSV", HALF)
-    put(room, "cleo/submission.csv", NONE)
-    put(room, "dan/homework/any name.csv", HALF)
-    put(room, "eve/train.csv", "x")
-    put(room, "eve/Submission.csv", NONE)
-    grades = grade(room, labels)
+def test_submissions_may_be_files_or_folders(class_folder: Path, labels: Path) -> None:
+    write_file(class_folder, "ann.csv")
+    write_file(class_folder, "bob.CSV", HALF)
+    write_file(class_folder, "cleo/submission.csv", NONE)
+    write_file(class_folder, "dan/homework/any name.csv", HALF)
+    write_file(class_folder, "eve/train.csv", "x")
+    write_file(class_folder, "eve/Submission.csv", NONE)
+    grades = grade(class_folder, labels)
     assert [(row.student, row.file, row.score and row.score.accuracy) for row in grades.rows] == [
         ("ann", "ann.csv", 1.0), ("bob", "bob.CSV", 0.5), ("cleo", "cleo/submission.csv", 0.0),
         ("dan", "dan/homework/any name.csv", 0.5), ("eve", "eve/Submission.csv", 0.0),
     ]  # fmt: skip
     assert grades.rows[1].score is not None
-    assert grades.rows[1].score.confusion.tolist() == score(room / "bob.CSV", labels).confusion.tolist()
+    assert grades.rows[1].score.confusion.tolist() == score(class_folder / "bob.CSV", labels).confusion.tolist()
     assert str(grades) == "5 scored, median accuracy 0.5000"
     assert (grades.images, grades.skipped) == (4, [])
 
 
-def test_one_submission(room: Path, labels: Path) -> None:
-    path = put(room, "ann.csv", HALF)
+def test_a_single_submission_is_graded(class_folder: Path, labels: Path) -> None:
+    path = write_file(class_folder, "ann.csv", HALF)
     (row,) = grade(str(path), str(labels)).rows
     assert (row.student, row.status, row.file) == ("ann", "scored", "ann.csv")
-    (room / "a link.csv").symlink_to(path)  # the teacher names it, so it is followed
-    assert status(grade(room / "a link.csv", labels)) == {"a link": "scored"}
-    assert status(grade(labels, labels)) == {"labels": "scored"}
+    (class_folder / "a link.csv").symlink_to(path)  # the teacher names it, so it is followed
+    assert statuses(grade(class_folder / "a link.csv", labels)) == {"a link": "scored"}
+    assert statuses(grade(labels, labels)) == {"labels": "scored"}
 
 
-def test_each_bad_file_is_refused_and_stops_no_other(room: Path, labels: Path) -> None:
+def test_a_bad_file_is_refused_and_the_others_are_graded(class_folder: Path, labels: Path) -> None:
     bad = [
         b"", b"id;label\n", b"id,lable\n1,cat\n", TRUE.encode("utf-32"), b"id,label\n1,cat\n", b"id,label\n1,cat\n1,dog\n",
         b'id,label\n1,"cat\n', b"id,label\n1,c\x1b[2Jat\n", b"PK\x03\x04" + bytes(range(256)), gzip.compress(TRUE.encode()),
         b"%PDF-1.7\n", b"x" * (2 << 20),
     ]  # fmt: skip
     for i, content in enumerate(bad):
-        put(room, f"s{i}.csv", content)
-    put(room, "good.csv", TRUE.replace("4,cat", "4,Cat").replace("3,dog", "3,=1+1"))
-    rows = by_name(grade(room, labels))
+        write_file(class_folder, f"s{i}.csv", content)
+    write_file(class_folder, "good.csv", TRUE.replace("4,cat", "4,Cat").replace("3,dog", "3,=1+1"))
+    rows = rows_by_student(grade(class_folder, labels))
     for i in range(len(bad)):
         row = rows[f"s{i}"]
         assert (row.status, row.file, row.score) == ("refused", f"s{i}.csv", None)
@@ -109,140 +109,146 @@ def test_each_bad_file_is_refused_and_stops_no_other(room: Path, labels: Path) -
     assert good.note == "2 labels are not among the classes: '=1+1', 'Cat'"
 
 
-def test_files_that_are_no_submission(room: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_are_not_submissions_are_refused_or_ignored(
+    class_folder: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("anna.xlsx", "ben/report.docx", "ben/notes.txt", "emil/one.csv", "emil/two.csv", "finn.csv",
                  "finn/submission.csv", "gina/1/2/3/4/5/deep.csv", ".hidden.csv", "__MACOSX/ann.csv", "Thumbs.db",
                  "jo/.git/a.csv", "jo/submission.csv"):  # fmt: skip
-        put(room, name)
+        write_file(class_folder, name)
     for name in ("cai", "dora/empty", "ida.csv"):
-        (room / name).mkdir(parents=True)
-    assert status(grade(room, labels)) == {
+        (class_folder / name).mkdir(parents=True)
+    assert statuses(grade(class_folder, labels)) == {
         "anna": "refused", "ben": "refused", "cai": "missing", "dora": "missing", "emil": "refused", "finn": "refused",
         "gina": "scored", "ida.csv": "missing", "jo": "scored",
     }  # fmt: skip
     monkeypatch.setattr(module, "_MOST_ENTRIES", 20)
     for i in range(25):
-        put(room, f"full/{i % 6}/{i}.csv")  # few in each folder
-    assert by_name(grade(room, labels))["full"].note.startswith("full holds over 20 files")
+        write_file(class_folder, f"full/{i % 6}/{i}.csv")  # few in each folder
+    assert rows_by_student(grade(class_folder, labels))["full"].note.startswith("full holds over 20 files")
     monkeypatch.setattr(module, "_MOST_ENTRIES", 5)
     with pytest.raises(CnnlabError, match="class holds over 5 files"):
-        grade(room, labels)
+        grade(class_folder, labels)
 
 
-def test_links_are_reported_and_not_followed(room: Path, labels: Path, tmp_path: Path) -> None:
-    outside = put(tmp_path / "elsewhere", "a.csv")
-    put(room, "good.csv")
-    (room / "kim").mkdir()
+def test_links_are_reported_and_not_followed(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    outside = write_file(tmp_path / "elsewhere", "a.csv")
+    write_file(class_folder, "good.csv")
+    (class_folder / "kim").mkdir()
     for name, target in (("out.csv", outside), ("in.csv", "good.csv"), ("gone.csv", "nowhere"), ("loop.csv", "loop.csv"),
                          ("J. folder", outside.parent), ("kim/submission.csv", outside), ("kim/all", "/")):  # fmt: skip
-        (room / name).symlink_to(target)
-    rows = by_name(grade(room, labels))
+        (class_folder / name).symlink_to(target)
+    rows = rows_by_student(grade(class_folder, labels))
     assert rows.pop("good").status == "scored"
     assert rows.keys() == {"out", "in", "gone", "loop", "J. folder", "kim"}
     assert all(row.status == "refused" and "is a link" in row.note for row in rows.values())
 
 
-def test_pipes_giants_and_unreadable_files(room: Path, labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    os.mkfifo(room / "pipe.csv")
-    with put(room, "giant.csv").open("r+b") as file:
+def test_pipes_huge_and_unreadable_files_are_refused(
+    class_folder: Path, labels: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(class_folder / "pipe.csv")
+    with write_file(class_folder, "giant.csv").open("r+b") as file:
         file.truncate(1 << 40)  # sparse: it must take no memory either
-    put(room, "shut.csv").chmod(0)
-    put(room, "folder/a.csv")
-    (room / "folder").chmod(0)
+    write_file(class_folder, "shut.csv").chmod(0)
+    write_file(class_folder, "folder/a.csv")
+    (class_folder / "folder").chmod(0)
     monkeypatch.setattr(module, "_LARGEST", 1 << 20)
-    rows = by_name(grade(room, labels))
-    (room / "folder").chmod(0o755)
+    rows = rows_by_student(grade(class_folder, labels))
+    (class_folder / "folder").chmod(0o755)
     assert "not a regular file" in rows["pipe"].note
     assert "over 1 MiB" in rows["giant"].note
-    if not os.access(room / "shut.csv", os.R_OK):  # root can read it all the same
+    if not os.access(class_folder / "shut.csv", os.R_OK):  # root can read it all the same
         assert rows["shut"].status == rows["folder"].status == "refused"
     # with more labels, submissions may be larger
     many = "id,label\n" + "".join(f"{i},cat\n" for i in range(2000))
     monkeypatch.setattr(module, "_LARGEST", 10)
-    assert status(grade(put(room, "a.csv", many), put(room, "many.csv", many))) == {"a": "scored"}
-    assert status(grade(room / "a.csv", labels)) == {"a": "refused"}
+    assert statuses(grade(write_file(class_folder, "a.csv", many), write_file(class_folder, "many.csv", many))) == {
+        "a": "scored"
+    }
+    assert statuses(grade(class_folder / "a.csv", labels)) == {"a": "refused"}
 
 
-def test_roster_of_folders(room: Path, labels: Path, tmp_path: Path) -> None:
+def test_a_roster_may_consist_of_folders(class_folder: Path, labels: Path, tmp_path: Path) -> None:
     roster = tmp_path / "roster"
     for name in ("Ann", "Bob", "R. J. Smith"):
         (roster / name).mkdir(parents=True)
-    put(roster, "zoë.txt", "")
+    write_file(roster, "zoë.txt", "")
     zoe = unicodedata.normalize("NFD", "Zoë")
     for name in ("ann", zoe, "stranger"):
-        put(room, f"{name}.csv")
-    grades = grade(room, labels, roster=roster)
-    assert status(grades) == {"ann": "scored", "Bob": "missing", "R. J. Smith": "missing", zoe: "scored",
+        write_file(class_folder, f"{name}.csv")
+    grades = grade(class_folder, labels, roster=roster)
+    assert statuses(grades) == {"ann": "scored", "Bob": "missing", "R. J. Smith": "missing", zoe: "scored",
                               "stranger": "scored"}  # fmt: skip
-    assert by_name(grades)["stranger"].note.startswith("not on the roster")
+    assert rows_by_student(grades)["stranger"].note.startswith("not on the roster")
     assert str(grades) == "3 scored, median accuracy 1.0000; 2 missing"
 
 
 def test_a_rosters_folder_holds_the_submissions_unless_another_is_given(
-    room: Path, labels: Path, tmp_path: Path
+    class_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
-    put(room, "ann/submission.csv", HALF)
-    (room / "bob").mkdir()
-    for submissions in (None, room):
-        assert status(grade(submissions, labels, roster=room)) == {"ann": "scored", "bob": "missing"}
-    late = grade(put(tmp_path, "late.csv"), labels, roster=room)
-    assert status(late) == {"ann": "scored", "bob": "missing", "late": "scored"}
-    assert by_name(late)["late"].note == "not on the roster"
-    put(tmp_path / "this week", "bob.csv")
-    assert status(grade(tmp_path / "this week", labels, roster=room)) == {"ann": "missing", "bob": "scored"}
+    write_file(class_folder, "ann/submission.csv", HALF)
+    (class_folder / "bob").mkdir()
+    for submissions in (None, class_folder):
+        assert statuses(grade(submissions, labels, roster=class_folder)) == {"ann": "scored", "bob": "missing"}
+    late = grade(write_file(tmp_path, "late.csv"), labels, roster=class_folder)
+    assert statuses(late) == {"ann": "scored", "bob": "missing", "late": "scored"}
+    assert rows_by_student(late)["late"].note == "not on the roster"
+    write_file(tmp_path / "this week", "bob.csv")
+    assert statuses(grade(tmp_path / "this week", labels, roster=class_folder)) == {"ann": "missing", "bob": "scored"}
 
 
-def test_roster_in_a_text_file(room: Path, labels: Path, tmp_path: Path) -> None:
-    put(room, "张三.csv")
-    put(room, "student10.csv")
-    roster = put(tmp_path, "roster.txt", "\ufeff张三\r\n student2 \n\nStudent10\nstudent2\n李四\x1b[2J\n")
-    assert list(status(grade(room, labels, roster=roster)).items()) == [
+def test_a_roster_may_be_a_text_file(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    write_file(class_folder, "张三.csv")
+    write_file(class_folder, "student10.csv")
+    roster = write_file(tmp_path, "roster.txt", "\ufeff张三\r\n student2 \n\nStudent10\nstudent2\n李四\x1b[2J\n")
+    assert list(statuses(grade(class_folder, labels, roster=roster)).items()) == [
         ("student2", "missing"), ("student10", "scored"), ("张三", "scored"), ("李四\\u001b[2J", "missing"),
     ]  # fmt: skip
     for content in (b"\xff", b"\n"):
         with pytest.raises(CnnlabError):
-            grade(room, labels, roster=put(tmp_path, "bad.txt", content))
+            grade(class_folder, labels, roster=write_file(tmp_path, "bad.txt", content))
     with pytest.raises(CnnlabError):
-        grade(room, labels, roster=tmp_path / "none")
+        grade(class_folder, labels, roster=tmp_path / "none")
     with pytest.raises(CnnlabError, match="nothing to grade"):
         grade(None, labels, roster=roster)
 
 
-def test_the_teachers_own_files_are_no_submission(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = put(room, "labels.csv")
-    put(room, "ann.csv")
-    monkeypatch.chdir(room)
+def test_the_teachers_own_files_are_not_graded(class_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = write_file(class_folder, "labels.csv")
+    write_file(class_folder, "ann.csv")
+    monkeypatch.chdir(class_folder)
     monkeypatch.setattr(plots, "png", lambda figure: b"")  # drawing is slow
     for _ in range(2):
         grades = grade(".", "labels.csv")
-        assert status(grades) == {"ann": "scored"}
+        assert statuses(grades) == {"ann": "scored"}
         grades.save()
-    assert [p.name for p in sorted((room / "runs").iterdir())] == ["grades-001", "grades-002"]
-    grade(room, labels, out=room).save(room)
-    assert status(grade(room, labels, out=room)) == {"ann": "scored"}
-    labels.rename(room.parent / "true.csv")
-    (room / "labels.csv").symlink_to("../true.csv")
-    assert status(grade(room, room / "labels.csv", out=room)) == {"ann": "scored"}
+    assert [p.name for p in sorted((class_folder / "runs").iterdir())] == ["grades-001", "grades-002"]
+    grade(class_folder, labels, out=class_folder).save(class_folder)
+    assert statuses(grade(class_folder, labels, out=class_folder)) == {"ann": "scored"}
+    labels.rename(class_folder.parent / "true.csv")
+    (class_folder / "labels.csv").symlink_to("../true.csv")
+    assert statuses(grade(class_folder, class_folder / "labels.csv", out=class_folder)) == {"ann": "scored"}
 
 
-def test_identical_files_are_noted(room: Path, labels: Path) -> None:
+def test_identical_files_are_noted(class_folder: Path, labels: Path) -> None:
     for name in ("ann.csv", "bob.csv", "cleo/submission.csv"):
-        put(room, name, HALF)
-    put(room, "dan.csv", HALF.replace("\n", "\r\n"))
-    put(room, "eve.csv", "x")
-    put(room, "fay.csv", "x")  # not scored
-    rows = by_name(grade(room, labels))
+        write_file(class_folder, name, HALF)
+    write_file(class_folder, "dan.csv", HALF.replace("\n", "\r\n"))
+    write_file(class_folder, "eve.csv", "x")
+    write_file(class_folder, "fay.csv", "x")  # not scored
+    rows = rows_by_student(grade(class_folder, labels))
     assert rows["ann"].note == "same file as 'bob', 'cleo'"
     assert rows["cleo"].note == "same file as 'ann', 'bob'"
     assert rows["dan"].note == ""
     assert "same" not in rows["eve"].note
     for i in range(6):
-        put(room, f"g{i}.csv", NONE)
-    rows = by_name(grade(room, labels))
+        write_file(class_folder, f"g{i}.csv", NONE)
+    rows = rows_by_student(grade(class_folder, labels))
     assert rows["g5"].note == "same file as 'g0', 'g1', 'g2', 'g3', 'g4'"
-    put(room, "g6.csv", NONE)
-    put(room, "g7.csv", NONE)
-    rows = by_name(grade(room, labels))
+    write_file(class_folder, "g6.csv", NONE)
+    write_file(class_folder, "g7.csv", NONE)
+    rows = rows_by_student(grade(class_folder, labels))
     assert rows["g7"].note == "same file as 'g0', 'g1', 'g2', 'g3', 'g4', ..."
     assert rows["g2"].note == "same file as 'g0', 'g1', 'g3', 'g4', 'g5', ..."
 
@@ -250,14 +256,14 @@ def test_identical_files_are_noted(room: Path, labels: Path) -> None:
 NAMES = ["=1+1", "+1", "-1", "@SUM(A1)", "＝1", " =1", "'=1", "a;=1", 'b";+1', "tab\t=1", "line\n=1", "a\r=1", "[red]x"]
 
 
-def test_no_name_becomes_a_formula_or_a_line_of_its_own(
-    room: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_names_become_neither_formulas_nor_extra_lines(
+    class_folder: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in NAMES:
-        put(room, f"{name}.csv")
-        put(room, f"{name}x/{name}.csv", "x")
-    (room / os.fsdecode(b"\xff=1.csv")).symlink_to("x")
-    grades = grade(room, labels)
+        write_file(class_folder, f"{name}.csv")
+        write_file(class_folder, f"{name}x/{name}.csv", "x")
+    (class_folder / os.fsdecode(b"\xff=1.csv")).symlink_to("x")
+    grades = grade(class_folder, labels)
     assert len(grades.rows) == 2 * len(NAMES) + 1
     content = grades.to_csv()
     assert content.count("\n") == len(grades.rows) + 1
@@ -274,11 +280,11 @@ def test_no_name_becomes_a_formula_or_a_line_of_its_own(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sets(st.binary(min_size=1, max_size=40).filter(lambda b: not {0, 47} & set(b)), min_size=1, max_size=4))
-def test_any_file_name_gets_a_line(tmp_path: Path, labels: Path, names: set[bytes]) -> None:
-    room = Path(tempfile.mkdtemp(dir=tmp_path))
+def test_any_file_name_can_be_graded_and_printed(tmp_path: Path, labels: Path, names: set[bytes]) -> None:
+    class_folder = Path(tempfile.mkdtemp(dir=tmp_path))
     for name in names:
-        (room / os.fsdecode(name + b".csv")).write_text(TRUE)
-    grades = grade(room, labels)
+        (class_folder / os.fsdecode(name + b".csv")).write_text(TRUE)
+    grades = grade(class_folder, labels)
     visible = {name for name in names if not name.startswith(b".")}
     # two spellings of a name share a line
     assert sum(1 if row.score else int(row.note.split()[0]) for row in grades.rows) == len(visible)
@@ -286,11 +292,11 @@ def test_any_file_name_gets_a_line(tmp_path: Path, labels: Path, names: set[byte
     grades_text(grades).encode()
 
 
-def test_grades_csv_and_json(room: Path, labels: Path, tmp_path: Path) -> None:
-    put(room, "ann.csv", HALF)
-    put(room, "bob.csv", "x")
-    (room / "cleo").mkdir()
-    grades = grade(room, labels)
+def test_grades_are_written_as_csv_and_json(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    write_file(class_folder, "ann.csv", HALF)
+    write_file(class_folder, "bob.csv", "x")
+    (class_folder / "cleo").mkdir()
+    grades = grade(class_folder, labels)
     folder = grades.save(tmp_path / "new" / "out")
     with (folder / "grades.csv").open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -308,7 +314,7 @@ def test_grades_csv_and_json(room: Path, labels: Path, tmp_path: Path) -> None:
     assert values["students"][2]["accuracy"] is None
 
 
-def test_the_histogram_counts_everybody() -> None:
+def test_the_histogram_counts_every_accuracy() -> None:
     for accuracies in ([], [0.0], [1.0], [0.85, 0.9, 0.95, 1.0], [0.1, 0.10001, 0.99], [0.9274, 0.9301, 0.9362]):
         figure = plots.grades(accuracies, "a $title$")
         (axes,) = figure.axes
@@ -321,12 +327,12 @@ def test_the_histogram_counts_everybody() -> None:
             assert height == within
 
 
-def test_the_command(cnnlab: Command, room: Path, labels: Path, tmp_path: Path) -> None:
-    put(room, "ann.csv", HALF)
-    put(room, "bob.csv", "x")
-    put(room, "cleo/notes.md", "x")
-    roster = put(tmp_path, "roster.txt", "ann\nbob\ncleo\ndan\n")
-    answer = cnnlab("grade", room, "--labels", labels, "--roster", roster)
+def test_the_command(cnnlab: Command, class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    write_file(class_folder, "ann.csv", HALF)
+    write_file(class_folder, "bob.csv", "x")
+    write_file(class_folder, "cleo/notes.md", "x")
+    roster = write_file(tmp_path, "roster.txt", "ann\nbob\ncleo\ndan\n")
+    answer = cnnlab("grade", class_folder, "--labels", labels, "--roster", roster)
     assert answer.returncode == 0, answer.stderr
     lines = answer.stdout.splitlines()
     assert [line.split()[:2] for line in lines[1:5]] == [
@@ -335,20 +341,24 @@ def test_the_command(cnnlab: Command, room: Path, labels: Path, tmp_path: Path) 
     assert "2 of 4" in lines[1]
     assert lines[-1] == "1 scored, median accuracy 0.5000; 2 refused; 1 missing"
     assert "runs/grades-001" in answer.stderr
-    answer = cnnlab("grade", room, "--labels", labels, "--json", "--out", "mine")
+    answer = cnnlab("grade", class_folder, "--labels", labels, "--json", "--out", "mine")
     assert json.loads(answer.stdout)["students"][0]["accuracy"] == 0.5
     assert (tmp_path / "mine/grades.png").exists()
-    assert "mine/grades.csv exists" in one_line_error(cnnlab("grade", room, "--labels", labels, "--out", "mine"))
-    other = put(tmp_path, "l.csv", "species,image\noak,1\n")
-    put(room, "ann.csv", "image,species\n1,oak\n")
-    answer = cnnlab("grade", room, "--labels", other, "--id-column", "image", "--label-column", "species", "--json")
+    assert "mine/grades.csv exists" in one_line_error(
+        cnnlab("grade", class_folder, "--labels", labels, "--out", "mine")
+    )
+    other = write_file(tmp_path, "l.csv", "species,image\noak,1\n")
+    write_file(class_folder, "ann.csv", "image,species\n1,oak\n")
+    answer = cnnlab(
+        "grade", class_folder, "--labels", other, "--id-column", "image", "--label-column", "species", "--json"
+    )
     assert json.loads(answer.stdout)["mean"] == 1.0
 
 
-def test_faults_of_the_teacher_are_errors(cnnlab: Command, room: Path, labels: Path) -> None:
-    put(room, "ann.csv")
-    for arguments in ([room / "none", "--labels", labels], [room, "--labels", room / "none"], ["--labels", labels],
-                      [room, "--labels", labels, "--label-column", "truth"], [room]):  # fmt: skip
+def test_mistakes_in_the_teachers_input_are_errors(cnnlab: Command, class_folder: Path, labels: Path) -> None:
+    write_file(class_folder, "ann.csv")
+    for arguments in ([class_folder / "none", "--labels", labels], [class_folder, "--labels", class_folder / "none"], ["--labels", labels],
+                      [class_folder, "--labels", labels, "--label-column", "truth"], [class_folder]):  # fmt: skip
         one_line_error(cnnlab("grade", *arguments))
     assert not Path("runs").exists()
 
@@ -371,7 +381,7 @@ CHINESE = "学号,姓名,班级\n3210101234,张三,一班\n3210101235,李四,一
 
 
 @pytest.mark.parametrize(
-    ("roster", "hand_ins", "wanted"),
+    ("roster", "submissions", "wanted"),
     [
         (CANVAS, {"smithjohn_4211_90001_submission.csv": "Smith, John", "leeann_LATE_4212_90002_my-1.csv": "Lee, Ann",
                   "müllerzoë_4213_90003_a.csv": "Müller, Zoë"}, ""),
@@ -410,14 +420,14 @@ CHINESE = "学号,姓名,班级\n3210101234,张三,一班\n3210101235,李四,一
         ("Name\nLi Wei\nLi Wei Ming\n", {"li_wei_ming.csv": "Li Wei Ming"}, "Li Wei"),
     ],
 )  # fmt: skip
-def test_rosters_as_exported(
-    room: Path, labels: Path, tmp_path: Path, roster: str | bytes, hand_ins: dict[str, str], wanted: str
+def test_exported_rosters_are_matched_to_submissions(
+    class_folder: Path, labels: Path, tmp_path: Path, roster: str | bytes, submissions: dict[str, str], wanted: str
 ) -> None:
-    for name in hand_ins:
-        put(room, name)
-    grades = grade(room, labels, roster=put(tmp_path, "roster.csv", roster))
-    found = by_name(grades)
-    assert {name: row.status for name, row in found.items()} == dict.fromkeys(hand_ins.values(), "scored") | (
+    for name in submissions:
+        write_file(class_folder, name)
+    grades = grade(class_folder, labels, roster=write_file(tmp_path, "roster.csv", roster))
+    found = rows_by_student(grades)
+    assert {name: row.status for name, row in found.items()} == dict.fromkeys(submissions.values(), "scored") | (
         {wanted: "missing"} if wanted else {}
     )
     assert not any("roster" in row.note for row in grades.rows)
@@ -438,21 +448,23 @@ def test_rosters_as_exported(
         ("# exported\nOrgDefinedId,First Name,Last Name\n#100234,Ann,Lee\n#100235,Bo,Kim\n", 1),
     ],
 )
-def test_rows_that_are_no_student(tmp_path: Path, content: str, passed: int) -> None:
-    roster = read_roster(put(tmp_path, "r.csv", content))
+def test_rows_that_are_not_students_are_skipped(tmp_path: Path, content: str, passed: int) -> None:
+    roster = read_roster(write_file(tmp_path, "r.csv", content))
     assert len(roster.people) == 2
     assert len(roster.passed) == passed
     names = "Sum Total\nMax\nMin Lee\nTotal Li\nMean Joe Greene\n#1 Ann\n平均华\n"
-    assert len(read_roster(put(tmp_path, "names.txt", names)).people) == 7
+    assert len(read_roster(write_file(tmp_path, "names.txt", names)).people) == 7
 
 
-def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, tmp_path: Path) -> None:
-    put(room, "li wei.csv")
-    put(room, "3210101234_李四.csv")  # one student's number, another one's name
-    put(room, "Ann Brown.csv", HALF)  # not Ann
-    put(room, "Li Wei_20002.csv", NONE)
-    roster = put(tmp_path, "r.csv", CHINESE + "20001,Li Wei,\n20002,Li Wei,\n20003,Ann,\n")
-    rows = by_name(grade(room, labels, roster=roster))
+def test_a_submission_matching_two_students_is_assigned_to_neither(
+    class_folder: Path, labels: Path, tmp_path: Path
+) -> None:
+    write_file(class_folder, "li wei.csv")
+    write_file(class_folder, "3210101234_李四.csv")  # one student's number, another one's name
+    write_file(class_folder, "Ann Brown.csv", HALF)  # not Ann
+    write_file(class_folder, "Li Wei_20002.csv", NONE)
+    roster = write_file(tmp_path, "r.csv", CHINESE + "20001,Li Wei,\n20002,Li Wei,\n20003,Ann,\n")
+    rows = rows_by_student(grade(class_folder, labels, roster=roster))
     assert "'Li Wei (20001)', 'Li Wei (20002)'" in rows["li wei"].note
     assert "'张三', '李四'" in rows["3210101234_李四"].note
     assert rows["Ann Brown"].note.startswith("not on the roster")
@@ -462,43 +474,43 @@ def test_a_hand_in_that_fits_two_students_is_nobodys(room: Path, labels: Path, t
     }  # fmt: skip
 
 
-def test_students_of_one_name_are_kept_apart(room: Path, labels: Path, tmp_path: Path) -> None:
-    put(room, "Li Wei.csv")
+def test_students_with_the_same_name_are_kept_apart(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    write_file(class_folder, "Li Wei.csv")
     for rows, names, noted in (
         ("学号,姓名\n12,Li Wei\n13,Li Wei\n", {"Li Wei (12)", "Li Wei (13)"}, False),
         ("姓名,班级\nLi Wei,1\nli wei,2\n", {"Li Wei (#1)", "li wei (#2)"}, True),
         ("1. Li Wei\n2. Li Wei\n", {"Li Wei (#1)", "Li Wei (#2)"}, True),
         ("学号,姓名\n12,Li Wei\n,Li Wei\n", {"Li Wei (12)", "Li Wei (#1)"}, True),
     ):
-        grades = grade(room, labels, roster=put(tmp_path, "r.csv", rows))
-        assert by_name(grades).keys() == names | {"Li Wei"}
-        assert "fits several" in by_name(grades)["Li Wei"].note
+        grades = grade(class_folder, labels, roster=write_file(tmp_path, "r.csv", rows))
+        assert rows_by_student(grades).keys() == names | {"Li Wei"}
+        assert "fits several" in rows_by_student(grades)["Li Wei"].note
         assert any("2 students" in text for text in grades.skipped) == noted
-    grades = grade(room, labels, roster=put(tmp_path, "r.txt", "Li Wei\nli wei \n"))
-    assert status(grades) == {"Li Wei": "scored"}
+    grades = grade(class_folder, labels, roster=write_file(tmp_path, "r.txt", "Li Wei\nli wei \n"))
+    assert statuses(grades) == {"Li Wei": "scored"}
     assert len(grades.skipped) == 1
 
 
-def test_a_large_class(tmp_path: Path) -> None:
+def test_a_large_class_is_matched_quickly(tmp_path: Path) -> None:
     lines = [f"{3210100000 + i},Student {chr(97 + i % 26) * (i // 26 + 1)}" for i in range(4000)]
-    roster = read_roster(put(tmp_path, "r.csv", "\n".join(["ID,Name", *lines])))
+    roster = read_roster(write_file(tmp_path, "r.csv", "\n".join(["ID,Name", *lines])))
     for i in range(4000):  # comparing all pairs would take minutes
         assert [person.name for person in roster.owners(f"hw_{3210100000 + i}_x")] == [lines[i].split(",")[1]]
 
 
-def test_tables_of_unknown_columns_are_refused_and_lists_are_not(tmp_path: Path) -> None:
+def test_tables_with_unknown_columns_are_refused_and_lists_are_read(tmp_path: Path) -> None:
     for name, content in (
         ("a.tsv", "Alumno\tCurso\nAna\tB\n"), ("a.txt", "Alumno;Curso\nAna;B\n"), ("a.xls", "Alumno\tCurso\nAna\t1\n"),
         ("a.txt", "Alumno,Curso,Año\nAna,B,C\n"), ("a.txt", "Alumno\tCurso\nAna\t1\n"), ("a.csv", "Alumno,Rol\nAna,student\nBo,student\n"),
     ):  # fmt: skip
         with pytest.raises(CnnlabError, match="no column of names"):
-            read_roster(put(tmp_path, name, content))
+            read_roster(write_file(tmp_path, name, content))
     for content in ("Lee, Ann\nDoe, Jo\n", "Lee\tAnn\nDoe\tJo\n", "3210101234,Ann Lee\n3210101235,Jo Doe\n"):
-        roster = read_roster(put(tmp_path, "a.txt", content))
+        roster = read_roster(write_file(tmp_path, "a.txt", content))
         assert [len(roster.owners(name)) for name in ("ann lee", "jo doe")] == [1, 1]
 
 
-def test_rosters_that_are_no_table_of_students(room: Path, labels: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_rosters_are_refused(class_folder: Path, labels: Path, tmp_path: Path) -> None:
     for name, content, why in (
         ("a.csv", "Alumno;Curso\nAna;1\n", "no column of names"), ("a.xlsx", workbook("xlsx"), "Excel workbook"),
         ("a.csv", workbook("ods"), "OpenDocument spreadsheet"), ("a.csv", "<!DOCTYPE html>\n<html>", "web page"),
@@ -506,7 +518,7 @@ def test_rosters_that_are_no_table_of_students(room: Path, labels: Path, tmp_pat
         ("a.csv", ",,\n", "0 students"), ("a.csv", '"",""\n ; \n', "0 students"),
     ):  # fmt: skip
         with pytest.raises(CnnlabError, match=why):
-            grade(room, labels, roster=put(tmp_path, name, content))
+            grade(class_folder, labels, roster=write_file(tmp_path, name, content))
 
 
 def workbook(kind: str) -> bytes:
@@ -528,20 +540,22 @@ def npz() -> bytes:
     return buffer.getvalue()
 
 
-def test_encodings_of_spreadsheets(room: Path, labels: Path) -> None:
+def test_spreadsheet_encodings_are_read(class_folder: Path, labels: Path) -> None:
     content = "编号,标签\n1,猫\n2,狗\n3,狗\n4,猫\n"
-    truth = put(room.parent, "truth.csv", content.encode("gb18030"))
+    truth = write_file(class_folder.parent, "truth.csv", content.encode("gb18030"))
     codecs = ("utf-8", "utf-8-sig", "gbk", "utf-16", "utf-16-le", "utf-16-be")
     for codec in codecs:
-        put(room, f"{codec}.csv", content.encode(codec))
-    put(room, "tabs.csv", content.replace(",", "\t").encode("utf-16"))
-    put(room, "odd.csv", content.encode("utf-16") + b"\n")  # as after `echo >>`
-    grades = grade(room, truth, id_column="编号", label_column="标签")
+        write_file(class_folder, f"{codec}.csv", content.encode(codec))
+    write_file(class_folder, "tabs.csv", content.replace(",", "\t").encode("utf-16"))
+    write_file(class_folder, "odd.csv", content.encode("utf-16") + b"\n")  # as after `echo >>`
+    grades = grade(class_folder, truth, id_column="编号", label_column="标签")
     assert [row.score and row.score.accuracy for row in grades.rows] == [1.0] * 8
-    assert status(grade(put(room, "x.csv", "id,label\n1,Müller\n".encode("latin-1")), labels)) == {"x": "refused"}
+    assert statuses(grade(write_file(class_folder, "x.csv", "id,label\n1,Müller\n".encode("latin-1")), labels)) == {
+        "x": "refused"
+    }
 
 
-def test_headers_in_any_case(room: Path, labels: Path) -> None:
+def test_the_case_of_headers_is_ignored(class_folder: Path, labels: Path) -> None:
     for name, header in (
         ("a", "Id,Label"),
         ("b", " ID , LABEL "),
@@ -549,36 +563,36 @@ def test_headers_in_any_case(room: Path, labels: Path) -> None:
         ("d", "Id,id,label,Label"),
     ):
         body = TRUE.partition("\n")[2]
-        put(room, f"{name}.csv", f"{header}\n" + (body if name != "d" else "x,1,cat,y\n"))
-    rows = by_name(grade(room, labels))
+        write_file(class_folder, f"{name}.csv", f"{header}\n" + (body if name != "d" else "x,1,cat,y\n"))
+    rows = rows_by_student(grade(class_folder, labels))
     assert [rows[n].status for n in "abc"] == ["scored"] * 3
     assert "lacks 3 ids" in rows["d"].note  # columns with exactly these names win
-    assert status(grade(put(room, "e.csv", "Id,iD,label\n1,1,cat\n"), labels)) == {"e": "refused"}
+    assert statuses(grade(write_file(class_folder, "e.csv", "Id,iD,label\n1,1,cat\n"), labels)) == {"e": "refused"}
 
 
-def test_a_hand_in_without_any_known_label_is_refused(room: Path, labels: Path) -> None:
-    put(room, "numbers.csv", "id,label\n1,0\n2,1\n3,1\n4,0\n")
-    put(room, "case.csv", TRUE.replace("cat", "Cat").replace("dog", "Dog"))
-    rows = by_name(grade(room, labels))
+def test_a_submission_without_a_known_label_is_refused(class_folder: Path, labels: Path) -> None:
+    write_file(class_folder, "numbers.csv", "id,label\n1,0\n2,1\n3,1\n4,0\n")
+    write_file(class_folder, "case.csv", TRUE.replace("cat", "Cat").replace("dog", "Dog"))
+    rows = rows_by_student(grade(class_folder, labels))
     assert {row.status for row in rows.values()} == {"refused"}
     assert "known: 'cat', 'dog'" in rows["numbers"].note
     assert "write 'cat'" in rows["case"].note
-    spaces = put(room, "spaces.csv", TRUE.replace("cat", "cat ").replace("dog", " dog"))
-    assert "write 'cat', exactly" in by_name(grade(spaces, labels))["spaces"].note
+    spaces = write_file(class_folder, "spaces.csv", TRUE.replace("cat", "cat ").replace("dog", " dog"))
+    assert "write 'cat', exactly" in rows_by_student(grade(spaces, labels))["spaces"].note
     with pytest.raises(CnnlabError, match="none of its labels is a class"):
-        score(room / "case.csv", labels)
+        score(class_folder / "case.csv", labels)
 
 
 @pytest.mark.parametrize(
     "way", ["{}.png", "{:05d}", "{}.0", "test/{}.png", "test\\{:03d}.jpeg", " {}", "{} ", "/data/test/{:06d}"]
 )
-def test_ids_written_in_another_way_are_named(room: Path, labels: Path, way: str) -> None:
+def test_ids_in_another_format_are_named(class_folder: Path, labels: Path, way: str) -> None:
     body = "".join(f"{way.format(i)},{'cat' if i in (1, 4) else 'dog'}\n" for i in range(1, 5))
-    note = by_name(grade(put(room, "ann.csv", f"id,label\n{body}"), labels))["ann"].note
+    note = rows_by_student(grade(write_file(class_folder, "ann.csv", f"id,label\n{body}"), labels))["ann"].note
     assert "for '1'" in note
 
 
-def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
+def test_files_submitted_instead_of_a_table_are_named(class_folder: Path, labels: Path) -> None:
     kinds = {
         "xlsx": (workbook("xlsx"), "Excel workbook"), "numbers": (workbook("numbers"), "Numbers"),
         "zip": (workbook("zip"), "zip archive; |zip archive, not"), "xls": (bytes.fromhex("d0cf11e0a1b11ae1"), "Office file"),
@@ -589,28 +603,28 @@ def test_what_is_handed_in_instead_of_a_table(room: Path, labels: Path) -> None:
         "json": (b'[{"id": 1}]', "JSON"), "zeros": (bytes(5000), "zero bytes"),
     }  # fmt: skip
     for name, (content, _) in kinds.items():
-        put(room, f"{name}.csv", content)
-        put(room, f"{name}2.{name}", content)
-    rows = by_name(grade(room, labels))
+        write_file(class_folder, f"{name}.csv", content)
+        write_file(class_folder, f"{name}2.{name}", content)
+    rows = rows_by_student(grade(class_folder, labels))
     for name, (content, why) in kinds.items():
         assert re.search(why, rows[name].note), name
         assert re.search(why, rows[f"{name}2"].note), name
         assert rows[name].status == rows[f"{name}2"].status == "refused"
         with pytest.raises(CnnlabError, match=why):
-            score(labels, put(room, "labels.csv", content))
+            score(labels, write_file(class_folder, "labels.csv", content))
     with pytest.raises(CnnlabError, match="unpack it and name the folder"):
-        grade(put(room.parent, "all.zip", workbook("zip")), labels)
+        grade(write_file(class_folder.parent, "all.zip", workbook("zip")), labels)
 
 
-def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_path: Path) -> None:
-    lacks = put(tmp_path, "lacks.csv", "id,dog\n1,0.2\n2,1\n3,1\n4,0\n")
+def test_probabilities_are_scored_by_log_loss_too(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    lacks = write_file(tmp_path, "lacks.csv", "id,dog\n1,0.2\n2,1\n3,1\n4,0\n")
     with pytest.raises(CnnlabError, match="no column for 1 of the 2 classes .'cat'.*for each class"):
         score(lacks, labels)
-    put(room, "ann.csv", "id,dog,Cat\n1,0.2,0.8\n2,.5,.5\n3,1,0\n4,0.1,0.9\n")
-    put(room, "bob.csv", HALF)
-    put(room, "cleo.csv", "id,cat\n1,1\n")
-    put(room, "dan.csv", "id,cat,dog\n1,0.5,0.9\n")
-    rows = by_name(grade(room, labels))
+    write_file(class_folder, "ann.csv", "id,dog,Cat\n1,0.2,0.8\n2,.5,.5\n3,1,0\n4,0.1,0.9\n")
+    write_file(class_folder, "bob.csv", HALF)
+    write_file(class_folder, "cleo.csv", "id,cat\n1,1\n")
+    write_file(class_folder, "dan.csv", "id,cat,dog\n1,0.5,0.9\n")
+    rows = rows_by_student(grade(class_folder, labels))
     ann = rows["ann"].score
     assert ann is not None
     assert ann.log_loss == pytest.approx(-np.log([0.8, 0.5, 1, 0.9]).mean())
@@ -618,7 +632,7 @@ def test_probabilities_are_scored_by_log_loss_too(room: Path, labels: Path, tmp_
     assert rows["bob"].to_dict()["log_loss"] is None
     assert "no column for 1 of the 2 classes ('dog')" in rows["cleo"].note
     assert "line 2: the probabilities add up to 1.4" in rows["dan"].note
-    grades = grade(room, labels)
+    grades = grade(class_folder, labels)
     assert f"{ann.log_loss:.4f}" in grades_text(grades)
     assert f'"{ann.log_loss:.6f}"' in grades.to_csv()
 
@@ -636,8 +650,8 @@ def test_one_zero_does_not_stretch_the_histogram() -> None:
     assert min(p.get_x() for p in axes.patches) < 0.11
 
 
-def test_an_empty_class(room: Path, labels: Path, tmp_path: Path) -> None:
-    grades = grade(room, labels)
+def test_an_empty_class_is_graded(class_folder: Path, labels: Path, tmp_path: Path) -> None:
+    grades = grade(class_folder, labels)
     assert (grades.rows, str(grades), grades.to_dict()["mean"]) == ([], "0 scored", None)
     assert (grades.save(tmp_path / "out") / "grades.png").exists()
     assert grades_text(grades).splitlines()[-1] == "0 scored"

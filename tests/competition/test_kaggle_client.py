@@ -64,19 +64,19 @@ print("Successfully submitted to CIFAR-10 - Object Recognition in Images", end="
 
 
 class Kaggle:
-    """The fake client. does: sets its program. calls: the arguments of each call so far."""
+    """The fake client. set_program: sets its program. calls: the arguments of each call so far."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.log = folder / "kaggle", folder / "log"
         self.log.touch()
-        self.does("")
+        self.set_program("")
 
-    def does(self, program: str) -> None:
+    def set_program(self, program: str) -> None:
         self.path.write_text(FAKE.format(python=PYTHON, log=str(self.log)) + program)
         self.path.chmod(0o755)
 
-    def says(self, text: str, code: int = 1, stream: str = "stderr") -> None:
-        self.does(f"print({text!r}, file=sys.{stream}); sys.exit({code})")
+    def set_output(self, text: str, code: int = 1, stream: str = "stderr") -> None:
+        self.set_program(f"print({text!r}, file=sys.{stream}); sys.exit({code})")
 
     @property
     def calls(self) -> list[list[str]]:
@@ -106,11 +106,11 @@ def kaggle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path) -> Kaggl
     return Kaggle(folder)
 
 
-def visible(folder: Path) -> list[str]:
+def visible_names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.exists() else []
 
 
-def refused(call: object, *args: object, **kwargs: object) -> str:
+def refusal(call: object, *args: object, **kwargs: object) -> str:
     with pytest.raises(CnnlabError) as caught:
         call(*args, **kwargs)  # type: ignore[operator]
     text = str(caught.value)
@@ -119,7 +119,7 @@ def refused(call: object, *args: object, **kwargs: object) -> str:
     return text
 
 
-def submission(folder: Path) -> Path:
+def write_submission(folder: Path) -> Path:
     path = folder / "my submission.csv"
     path.write_text("id,label\n1,cat\n")
     return path
@@ -137,7 +137,9 @@ def test_finds_the_client(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> No
     assert find_client() is None
 
 
-def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tokens_are_found_in_files_and_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert not has_token()
     files = ["access_token", "access_token.txt", "credentials.json", "kaggle.json"]
     for path in [home / ".kaggle" / name for name in files] + [home / ".config" / "kaggle" / "kaggle.json"]:
@@ -180,7 +182,7 @@ def test_tokens(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         ([], False),
     ],
 )
-def test_files_that_are_there_are_not_fetched(tmp_path: Path, names: list[str], enough: bool) -> None:
+def test_existing_files_are_not_downloaded_again(tmp_path: Path, names: list[str], enough: bool) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for name in names:
@@ -190,15 +192,15 @@ def test_files_that_are_there_are_not_fetched(tmp_path: Path, names: list[str], 
     if enough:
         assert get(NAME, folder) == paths
     else:
-        assert "pip install kaggle" in refused(get, NAME, folder)
-    assert visible(folder) == sorted(name.rstrip("/") for name in names)
+        assert "pip install kaggle" in refusal(get, NAME, folder)
+    assert visible_names(folder) == sorted(name.rstrip("/") for name in names)
 
 
 # By hand
 
 
-def test_says_what_to_do_by_hand(tmp_path: Path, home: Path) -> None:
-    text = refused(get, NAME, Path("data"))
+def test_the_error_explains_how_to_download_by_hand(tmp_path: Path, home: Path) -> None:
+    text = refusal(get, NAME, Path("data"))
     for part in (
         "train.7z, test.7z, trainLabels.csv, sampleSubmission.csv", "cifar-10.zip",
         "https://www.kaggle.com/c/cifar-10/data", str(tmp_path / "data"), "pip install kaggle", "token",
@@ -206,27 +208,27 @@ def test_says_what_to_do_by_hand(tmp_path: Path, home: Path) -> None:
     ):  # fmt: skip
         assert part in text
     assert not (tmp_path / "data").exists()
-    assert "download dogs.zip" in refused(get, "dogs", Path("data"))
+    assert "download dogs.zip" in refusal(get, "dogs", Path("data"))
 
 
-def test_by_hand_names_what_is_missing(tmp_path: Path) -> None:
+def test_the_error_names_the_missing_files(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "trainLabels.csv").touch()
-    assert "download test.7z, sampleSubmission.csv (or" in refused(get, NAME, tmp_path)
+    assert "download test.7z, sampleSubmission.csv (or" in refusal(get, NAME, tmp_path)
 
 
-def test_client_or_token_missing(kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_client_or_token_is_named(kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_ready(NAME)
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     for text in (
-        refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m"),
-        refused(check_ready, NAME),
+        refusal(get, NAME, tmp_path / "data"), refusal(upload, NAME, write_submission(tmp_path), "m"),
+        refusal(check_ready, NAME),
     ):  # fmt: skip
         assert "settings/api" in text
         assert "pip" not in text
     monkeypatch.setenv("KAGGLE_API_TOKEN", SECRET)
     kaggle.path.unlink()
-    for text in (refused(get, NAME, tmp_path / "data"), refused(upload, NAME, submission(tmp_path), "m")):
+    for text in (refusal(get, NAME, tmp_path / "data"), refusal(upload, NAME, write_submission(tmp_path), "m")):
         assert "pip install kaggle" in text
         assert "settings/api" not in text
     assert kaggle.calls == []
@@ -235,27 +237,30 @@ def test_client_or_token_missing(kaggle: Kaggle, tmp_path: Path, monkeypatch: py
 # With the client
 
 
-def test_downloads(kaggle: Kaggle, tmp_path: Path) -> None:
-    kaggle.does(DOWNLOAD)
+def test_a_download_is_kept_and_not_repeated(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.set_program(DOWNLOAD)
     folder, reports = tmp_path / "a folder; rm -rf $HOME" / "new", []
     found = get(NAME, folder, report=lambda *a: reports.append(a))
     assert found == [folder / "cifar-10.zip"]
     assert zipfile.is_zipfile(found[0])
     assert kaggle.calls == [["competitions", "download", "-c", NAME, "-p", str(folder / ".cifar-10.download")]]
     assert reports == [("downloading cifar-10", n, 100) for n in (0, 0, 30, 100)]
-    assert visible(folder) == ["cifar-10.zip"]
+    assert visible_names(folder) == ["cifar-10.zip"]
     assert not (folder / ".cifar-10.download").exists()
     assert get(NAME, folder) == found
     assert len(kaggle.calls) == 1
 
 
 def test_a_download_replaces_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
-    kaggle.does("for n in ('trainLabels.csv', 'test.7z'): (Path(option('-p')) / n).write_text('theirs')")
+    kaggle.set_program("for n in ('trainLabels.csv', 'test.7z'): (Path(option('-p')) / n).write_text('theirs')")
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "trainLabels.csv").write_text("mine")
     assert get(NAME, folder) == [folder / "test.7z", folder / "trainLabels.csv"]
-    assert {n: (folder / n).read_text() for n in visible(folder)} == {"test.7z": "theirs", "trainLabels.csv": "mine"}
+    assert {n: (folder / n).read_text() for n in visible_names(folder)} == {
+        "test.7z": "theirs",
+        "trainLabels.csv": "mine",
+    }
 
 
 def test_failures_are_explained_in_one_line(kaggle: Kaggle, tmp_path: Path) -> None:
@@ -277,17 +282,17 @@ def test_failures_are_explained_in_one_line(kaggle: Kaggle, tmp_path: Path) -> N
         assert len(text) < 500
     folder = tmp_path / "data"
     for stream in ("stderr", "stdout"):
-        kaggle.says(f"something with {SECRET} in it\x1b[31m!", stream=stream)
-        assert "something with *** in it!" in refused(get, NAME, folder)
-    assert visible(folder) == []
+        kaggle.set_output(f"something with {SECRET} in it\x1b[31m!", stream=stream)
+        assert "something with *** in it!" in refusal(get, NAME, folder)
+    assert visible_names(folder) == []
 
 
-def test_secrets_of_files_are_not_shown(kaggle: Kaggle, tmp_path: Path, home: Path) -> None:
+def test_secrets_from_token_files_are_not_shown(kaggle: Kaggle, tmp_path: Path, home: Path) -> None:
     (home / ".kaggle").mkdir()
     (home / ".kaggle" / "kaggle.json").write_text('{"username": "me", "key": "0a1b2c3d4e"}')
     (home / ".kaggle" / "access_token").write_text("KGAT_other\n")
-    kaggle.says("me, 0a1b2c3d4e and KGAT_other")
-    assert "me, *** and ***" in refused(get, NAME, tmp_path / "data")
+    kaggle.set_output("me, 0a1b2c3d4e and KGAT_other")
+    assert "me, *** and ***" in refusal(get, NAME, tmp_path / "data")
 
 
 def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path: Path) -> None:
@@ -299,28 +304,28 @@ def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path
         "print('the disk is full', file=sys.stderr); sys.exit(1)": "the disk is full",
     }
     for ending, wanted in endings.items():
-        kaggle.does(HALF + ending)
-        assert wanted in refused(get, NAME, folder)
-        assert visible(folder) == []
+        kaggle.set_program(HALF + ending)
+        assert wanted in refusal(get, NAME, folder)
+        assert visible_names(folder) == []
         assert present(NAME, folder) == []
-    kaggle.does(DOWNLOAD)  # continues the partial download
+    kaggle.set_program(DOWNLOAD)  # continues the partial download
     assert get(NAME, folder) == [folder / "cifar-10.zip"]
-    assert visible(folder) == ["cifar-10.zip"]
+    assert visible_names(folder) == ["cifar-10.zip"]
 
 
-def test_a_damaged_zip_and_no_file_at_all(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_damaged_zip_and_a_missing_file_are_errors(kaggle: Kaggle, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    kaggle.does("(Path(option('-p')) / 'cifar-10.zip').write_text('<html>sorry</html>')")
-    assert "damaged" in refused(get, NAME, folder)
-    assert visible(folder) == []
-    kaggle.does("")
-    assert "downloaded no file; download train.7z" in refused(get, NAME, folder)
+    kaggle.set_program("(Path(option('-p')) / 'cifar-10.zip').write_text('<html>sorry</html>')")
+    assert "damaged" in refusal(get, NAME, folder)
+    assert visible_names(folder) == []
+    kaggle.set_program("")
+    assert "downloaded no file; download train.7z" in refusal(get, NAME, folder)
     assert not (folder / ".cifar-10.download").exists()
 
 
 def test_ctrl_c_stops_the_client_too(kaggle: Kaggle, tmp_path: Path) -> None:
     folder, pid = tmp_path / "data", tmp_path / "pid"
-    kaggle.does(HALF + f"Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
+    kaggle.set_program(HALF + f"Path({str(pid)!r}).write_text(str(os.getpid())); time.sleep(60)")
 
     def interrupt() -> None:
         while not (pid.exists() and pid.read_text()):
@@ -336,7 +341,7 @@ def test_ctrl_c_stops_the_client_too(kaggle: Kaggle, tmp_path: Path) -> None:
     assert time.perf_counter() - began < 20
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
-    assert visible(folder) == []
+    assert visible_names(folder) == []
 
 
 def test_a_client_that_ignores_sigterm_is_killed(kaggle: Kaggle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,44 +362,44 @@ def test_a_client_that_ignores_sigterm_is_killed(kaggle: Kaggle, monkeypatch: py
     assert asked[0] == 5
 
 
-def test_a_client_that_cannot_run(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_client_that_cannot_run_is_an_error(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.path.write_text("#!/nowhere/python\n")
-    assert "cannot run" in refused(get, NAME, tmp_path / "data")
+    assert "cannot run" in refusal(get, NAME, tmp_path / "data")
 
 
-def test_a_file_where_the_folder_should_be(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_an_error(kaggle: Kaggle, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
-    assert str(tmp_path / "data") in refused(get, NAME, tmp_path / "data")
+    assert str(tmp_path / "data") in refusal(get, NAME, tmp_path / "data")
     assert kaggle.calls == []
 
 
 @pytest.mark.parametrize("name", ["", "a b", "$(id)", "../x", "-f", "A", "a\nb", "x" * 200])
 def test_names_are_checked(kaggle: Kaggle, tmp_path: Path, name: str) -> None:
-    assert repr(name) in refused(get, name, tmp_path)
-    assert repr(name) in refused(upload, name, submission(tmp_path), "m")
+    assert repr(name) in refusal(get, name, tmp_path)
+    assert repr(name) in refusal(upload, name, write_submission(tmp_path), "m")
     assert kaggle.calls == []
 
 
-def test_upload(kaggle: Kaggle, tmp_path: Path) -> None:
-    kaggle.does(SUBMITTED)
-    path = submission(tmp_path)
+def test_upload_passes_the_file_and_message_to_the_client(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.set_program(SUBMITTED)
+    path = write_submission(tmp_path)
     answer = upload(NAME, Path(path.name), "-f $(id)\n=my\0 'first'")
     assert answer == "Successfully submitted to CIFAR-10 - Object Recognition in Images"
     assert kaggle.calls == [
         ["competitions", "submit", "-c", NAME, "-f", str(path), "--message=-f $(id) =my 'first'"]
     ]  # fmt: skip
-    kaggle.does("")
+    kaggle.set_program("")
     assert "submitted to" in upload(NAME, path, " ")
     assert kaggle.calls[-1][-1] == "--message=my submission"
 
 
-def test_upload_that_fails_with_code_0(kaggle: Kaggle, tmp_path: Path) -> None:
-    kaggle.says("Could not submit to competition", code=0, stream="stdout")
-    assert "Could not submit to competition" in refused(upload, NAME, submission(tmp_path), "m")
+def test_a_failed_upload_with_exit_code_0_is_an_error(kaggle: Kaggle, tmp_path: Path) -> None:
+    kaggle.set_output("Could not submit to competition", code=0, stream="stdout")
+    assert "Could not submit to competition" in refusal(upload, NAME, write_submission(tmp_path), "m")
 
 
-def test_upload_of_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
+def test_an_upload_needs_a_submission_file(kaggle: Kaggle, tmp_path: Path) -> None:
     (tmp_path / "empty.csv").touch()
     for name in ("none.csv", "empty.csv", "."):
-        assert "not a submission" in refused(upload, NAME, tmp_path / name, "m")
+        assert "not a submission" in refusal(upload, NAME, tmp_path / name, "m")
     assert kaggle.calls == []

@@ -25,16 +25,16 @@ SAMPLE = "id,label\n3,cat\n1,cat\n2,cat\n"
 
 # What an id or a label may be: one line of text, not blank, that UTF-8 can encode.
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip)
-anywhere = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick_examples = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def file(folder: Path, content: str | bytes, name: str = "a.csv") -> Path:
+def write_file(folder: Path, content: str | bytes, name: str = "a.csv") -> Path:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
-def refused(call: object, *args: object, **kwargs: object) -> str:
+def refusal(call: object, *args: object, **kwargs: object) -> str:
     with pytest.raises(CnnlabError) as caught:
         call(*args, **kwargs)  # type: ignore[operator]
     text = str(caught.value)
@@ -63,18 +63,18 @@ def refused(call: object, *args: object, **kwargs: object) -> str:
         b"id,label\n1,cat\n,,\n2,dog\n",
     ],
 )
-def test_shapes_of_csv(tmp_path: Path, content: bytes) -> None:
-    assert read_pairs(file(tmp_path, content)) == (["1", "2"], ["cat", "dog"])
+def test_csv_variants_are_read_alike(tmp_path: Path, content: bytes) -> None:
+    assert read_pairs(write_file(tmp_path, content)) == (["1", "2"], ["cat", "dog"])
 
 
-def test_fields_stay_as_they_are(tmp_path: Path) -> None:
-    path = file(tmp_path, 'name,what,note\n001," a, ""b""","two\nlines"\n=cmd(),,\x1b\n 7 ,猫,\n')
+def test_fields_are_read_unchanged(tmp_path: Path) -> None:
+    path = write_file(tmp_path, 'name,what,note\n001," a, ""b""","two\nlines"\n=cmd(),,\x1b\n 7 ,猫,\n')
     assert read_pairs(path, "name", "what") == (["001", "=cmd()", " 7 "], [' a, "b"', "", "猫"])
     assert read_pairs(str(path), "name", "what") == read_pairs(path, "name", "what")
 
 
-def test_only_a_header_gives_nothing(tmp_path: Path) -> None:
-    assert read_pairs(file(tmp_path, "id,label\n")) == ([], [])
+def test_a_header_alone_gives_no_rows(tmp_path: Path) -> None:
+    assert read_pairs(write_file(tmp_path, "id,label\n")) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -106,26 +106,26 @@ def test_only_a_header_gives_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: bytes, wanted: list[str]) -> None:
-    path = file(tmp_path, content)
-    text = refused(read_pairs, path)
+    path = write_file(tmp_path, content)
+    text = refusal(read_pairs, path)
     for part in (str(path), *wanted):
         assert part in text
     assert "\x1b" not in text
 
 
-def test_missing_files(tmp_path: Path) -> None:
-    assert "No such file" in refused(read_pairs, tmp_path / "none.csv")
-    assert "directory" in refused(read_pairs, tmp_path)
+def test_missing_files_are_errors(tmp_path: Path) -> None:
+    assert "No such file" in refusal(read_pairs, tmp_path / "none.csv")
+    assert "directory" in refusal(read_pairs, tmp_path)
 
 
-def test_too_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csvs, "_MOST_ROWS", 3)
     rows = "id,label\n1,a\n2,a\n3,a\n"
-    assert len(read_pairs(file(tmp_path, rows))[0]) == 3
-    assert "line 5: over 3 rows" in refused(read_pairs, file(tmp_path, rows + "4,a\n"))
+    assert len(read_pairs(write_file(tmp_path, rows))[0]) == 3
+    assert "line 5: over 3 rows" in refusal(read_pairs, write_file(tmp_path, rows + "4,a\n"))
 
 
-@anywhere
+@quick_examples
 @given(st.dictionaries(TEXTS, TEXTS, min_size=1), st.randoms(), st.booleans(), st.booleans())
 def test_submissions_are_read_as_written(
     tmp_path: Path, pairs: dict[str, str], random: object, sampled: bool, swapped: bool
@@ -148,18 +148,18 @@ def test_submissions_are_read_as_written(
         assert path.read_bytes().split(b"\n")[0] == sample.read_bytes().split(b"\n")[0]
 
 
-def test_the_samples_order_of_rows_and_columns(tmp_path: Path) -> None:
+def test_a_submission_follows_the_samples_rows_and_columns(tmp_path: Path) -> None:
     path = tmp_path / "new" / "submission.csv"
     found = write_submission(
-        path, ["1", "2", "3"], ["dog", "frog", "cat"], sample=file(tmp_path, SAMPLE), classes=CLASSES
+        path, ["1", "2", "3"], ["dog", "frog", "cat"], sample=write_file(tmp_path, SAMPLE), classes=CLASSES
     )
     assert path.read_text() == "id,label\n3,cat\n1,dog\n2,frog\n"
     assert (found.rows, found.backup, found.changed) == (3, None, True)
     assert str(found) == f"{path}: 3 rows"
-    sample = file(tmp_path, "usage,what,name\nx,cat,3\nx,cat,1\n", "other.csv")
+    sample = write_file(tmp_path, "usage,what,name\nx,cat,3\nx,cat,1\n", "other.csv")
     path = tmp_path / "cased.csv"
     write_submission(
-        path, ["1"], ["dog"], sample=file(tmp_path, "Label,Id\ncat,1\n", "cased-sample.csv"), classes=CLASSES
+        path, ["1"], ["dog"], sample=write_file(tmp_path, "Label,Id\ncat,1\n", "cased-sample.csv"), classes=CLASSES
     )
     assert path.read_text() == "Label,Id\ndog,1\n"
     path = tmp_path / "other-submission.csv"
@@ -181,16 +181,16 @@ def test_the_samples_order_of_rows_and_columns(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_wrong_ids_and_labels_are_refused(tmp_path: Path, ids: list[str], labels: list[str], wanted: list[str]) -> None:
-    path, sample = tmp_path / "submission.csv", file(tmp_path, SAMPLE)
-    text = refused(write_submission, path, ids, labels, sample=sample, classes=CLASSES)
+    path, sample = tmp_path / "submission.csv", write_file(tmp_path, SAMPLE)
+    text = refusal(write_submission, path, ids, labels, sample=sample, classes=CLASSES)
     assert all(part in text for part in wanted), text
     assert not path.exists()
 
 
-def test_without_a_sample(tmp_path: Path) -> None:
+def test_a_submission_without_a_sample_keeps_the_given_order(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
-    assert "no ids" in refused(write_submission, path, [], [], sample=None, classes=CLASSES)
-    assert "more than once" in refused(write_submission, path, ["1", "1"], ["cat", "dog"], sample=None, classes=CLASSES)
+    assert "no ids" in refusal(write_submission, path, [], [], sample=None, classes=CLASSES)
+    assert "more than once" in refusal(write_submission, path, ["1", "1"], ["cat", "dog"], sample=None, classes=CLASSES)
     with pytest.raises(ValueError, match="got 2 ids and 1 labels"):
         write_submission(path, ["1", "2"], ["cat"], sample=None, classes=CLASSES)
     write_submission(str(path), ["b", "a"], ["cat", "dog"], sample=None, classes=CLASSES)
@@ -198,10 +198,10 @@ def test_without_a_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", ["a\0b", "a\nb", "a\rb", "a\tb", "a\x9bb", " ", "", "\udcff"])
-def test_ids_and_labels_are_one_line_of_text(tmp_path: Path, bad: str) -> None:
+def test_ids_and_labels_must_be_one_line_of_text(tmp_path: Path, bad: str) -> None:
     path = tmp_path / "s.csv"
     for ids, labels in ((["1", bad], ["cat", "cat"]), (["1", "2"], ["cat", bad])):
-        text = refused(write_submission, path, ids, labels, sample=None, classes=["cat", bad])
+        text = refusal(write_submission, path, ids, labels, sample=None, classes=["cat", bad])
         assert repr(bad) in text
         assert not path.exists()
 
@@ -230,25 +230,25 @@ def test_earlier_files_are_renamed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_keeps_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = file(tmp_path, "mine", "submission.csv")
+    path = write_file(tmp_path, "mine", "submission.csv")
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(submission, "write_atomic", full)
-    text = refused(write_submission, path, ["1"], ["cat"], sample=None, classes=CLASSES)
+    text = refusal(write_submission, path, ["1"], ["cat"], sample=None, classes=CLASSES)
     assert "No space left" in text
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"submission.csv": "mine"}
 
 
-def test_a_folder_in_the_way(tmp_path: Path) -> None:
-    text = refused(write_submission, tmp_path, ["1"], ["cat"], sample=None, classes=CLASSES)
+def test_a_folder_in_place_of_the_file_is_an_error(tmp_path: Path) -> None:
+    text = refusal(write_submission, tmp_path, ["1"], ["cat"], sample=None, classes=CLASSES)
     assert str(tmp_path) in text
     assert "directory" in text
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_score_as_sklearn(tmp_path: Path, seed: int) -> None:
+def test_score_matches_sklearn(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(20, 400)), int(rng.integers(2, 12))
     names = [f"class {i:02d}" for i in range(k)]
@@ -278,7 +278,7 @@ def test_score_as_sklearn(tmp_path: Path, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_probabilities_as_sklearn(tmp_path: Path, seed: int) -> None:
+def test_scores_of_probabilities_match_sklearn(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     n, k = 50, int(rng.integers(2, 12))
     names = [f"class {i:02d}" for i in range(k)]
@@ -302,54 +302,60 @@ def test_probabilities_as_sklearn(tmp_path: Path, seed: int) -> None:
     assert scored.to_dict()["log_loss"] == scored.log_loss
 
 
-def test_probabilities_without_a_sample_and_refused(tmp_path: Path) -> None:
+def test_probabilities_are_written_without_a_sample_and_bad_ones_refused(tmp_path: Path) -> None:
     p, path = np.array([[0.25, 0.75], [1, 0]]), tmp_path / "p.csv"
     write_probabilities(path, ["a", "b"], p, sample=None, classes=["cat", "dog"], id_column="image")
     assert path.read_text() == "image,cat,dog\na,0.25,0.75\nb,1,0\n"
-    labels_sample = file(tmp_path, "label,id\ncat,b\ncat,a\n", "s.csv")  # it has labels, and sets the order of the rows
+    labels_sample = write_file(
+        tmp_path, "label,id\ncat,b\ncat,a\n", "s.csv"
+    )  # it has labels, and sets the order of the rows
     write_probabilities(path, ["a", "b"], p, sample=labels_sample, classes=["cat", "dog"])
     assert path.read_text() == "id,cat,dog\nb,1,0\na,0.25,0.75\n"
-    more = file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
-    fewer = file(tmp_path, "id,cat\na,0\nb,0\n", "fewer.csv")
-    other = file(tmp_path, "id,cat,dog\na,0,0\nc,0,0\n", "other.csv")
+    more = write_file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
+    fewer = write_file(tmp_path, "id,cat\na,0\nb,0\n", "fewer.csv")
+    other = write_file(tmp_path, "id,cat,dog\na,0,0\nc,0,0\n", "other.csv")
     for sample, why in ((more, "'fox'"), (fewer, "no column for 1 of the 2 classes ('dog')"), (other, "'c'")):
-        assert why in refused(write_probabilities, path, ["a", "b"], p, sample=sample, classes=["cat", "dog"])
-    true = file(tmp_path, "id,label\na,cat\nb,dog\n", "true.csv")
+        assert why in refusal(write_probabilities, path, ["a", "b"], p, sample=sample, classes=["cat", "dog"])
+    true = write_file(tmp_path, "id,label\na,cat\nb,dog\n", "true.csv")
     for row, why in (("a,nan,1", "between 0 and 1"), ("a,-1,2", "between"), ("a,x,1", "between"), ("a,.2,.2", "add up to 0.4"),
                      ("b,1,0", "also on line 2"), ("c,1,0", "lacks 1 ids")):  # fmt: skip
-        assert why in refused(score, file(tmp_path, f"id,cat,dog\nb,1,0\n{row}\n"), true)
+        assert why in refusal(score, write_file(tmp_path, f"id,cat,dog\nb,1,0\n{row}\n"), true)
 
 
-def test_probabilities_of_classes_that_no_true_label_has(tmp_path: Path) -> None:
-    true = file(tmp_path, "id,label\na,cat\nb,frog\nc,cat\n", "true.csv")
+def test_probabilities_may_include_classes_without_a_true_label(tmp_path: Path) -> None:
+    true = write_file(tmp_path, "id,label\na,cat\nb,frog\nc,cat\n", "true.csv")
     rows = "id,dog,frog,cat\na,0.1,0.1,0.8\nb,0.9,0.1,0\nc,.5,0,.5\n"
-    found = score(file(tmp_path, rows), true)
+    found = score(write_file(tmp_path, rows), true)
     assert found.classes == ["cat", "frog"]
     assert found.confusion.tolist() == [[2, 0], [0, 0]]  # a tie counts as the class that occurs in the true labels
     assert found.other.tolist() == [0, 1]
     assert found.no_class == {"dog": 1}
     assert found.log_loss == pytest.approx(-np.log([0.8, 0.1, 0.5]).mean())
     german = rows.replace(",", ";").replace(".", ",")
-    assert score(file(tmp_path, german), true).log_loss == found.log_loss
+    assert score(write_file(tmp_path, german), true).log_loss == found.log_loss
     unnamed = ",id,dog,frog,cat\n" + "".join(f"{i},{row}\n" for i, row in enumerate(rows.split()[1:]))
-    assert score(file(tmp_path, unnamed), true).log_loss == found.log_loss  # with the index column that pandas writes
-    assert "between 0 and 1" in refused(score, file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true)
+    assert (
+        score(write_file(tmp_path, unnamed), true).log_loss == found.log_loss
+    )  # with the index column that pandas writes
+    assert "between 0 and 1" in refusal(
+        score, write_file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true
+    )
     many = ",".join(["id,cat,frog", *map(str, range(3000))]) + "\n"
-    assert "3002 columns" in refused(score, file(tmp_path, many), true)
+    assert "3002 columns" in refusal(score, write_file(tmp_path, many), true)
 
 
-def test_score_as_text(tmp_path: Path) -> None:
-    true = file(tmp_path, "id,label,Usage\n1,cat,x\n2,dog,x\n3,dog,x\n4,cat,y\n", "true.csv")
-    given = file(tmp_path, "id,label\n1,cat\n2,dog\n3,cat\n4,cat\n")
+def test_a_score_prints_its_accuracy(tmp_path: Path) -> None:
+    true = write_file(tmp_path, "id,label,Usage\n1,cat,x\n2,dog,x\n3,dog,x\n4,cat,y\n", "true.csv")
+    given = write_file(tmp_path, "id,label\n1,cat\n2,dog\n3,cat\n4,cat\n")
     found = score(str(given), str(true))
     assert found.to_dict() == score(given, true).to_dict()
     assert str(found) == "accuracy 0.7500 (3 of 4 images)"
     assert found.class_accuracy == [1.0, 0.5]
 
 
-def test_labels_that_are_no_class_count_as_wrong(tmp_path: Path) -> None:
-    true = file(tmp_path, "id,label\n1,cat\n2,dog\n3,dog\n", "true.csv")
-    found = score(file(tmp_path, "id,label\n1,Cat\n2,dog\n3,Cat\n9,fish\n"), true)
+def test_labels_that_are_not_classes_count_as_wrong(tmp_path: Path) -> None:
+    true = write_file(tmp_path, "id,label\n1,cat\n2,dog\n3,dog\n", "true.csv")
+    found = score(write_file(tmp_path, "id,label\n1,Cat\n2,dog\n3,Cat\n9,fish\n"), true)
     assert found.confusion.tolist() == [[0, 0], [0, 1]]
     assert found.other.tolist() == [1, 1]
     assert found.no_class == {"Cat": 2}  # not fish: it has no true label and was not scored
@@ -360,25 +366,25 @@ def test_labels_that_are_no_class_count_as_wrong(tmp_path: Path) -> None:
     )
 
 
-def test_score_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = file(tmp_path, "id,label\n1,cat\n", "given.csv")
-    true = file(tmp_path, "id,label\n1,cat\n2,cat\n3,cat\n4,cat\n5,cat\n")
-    assert "lacks 4 ids" in refused(score, given, true)
-    assert "('2', '3', '4', ...)" in refused(score, given, true)
+def test_score_refuses_missing_ids_and_bad_true_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = write_file(tmp_path, "id,label\n1,cat\n", "given.csv")
+    true = write_file(tmp_path, "id,label\n1,cat\n2,cat\n3,cat\n4,cat\n5,cat\n")
+    assert "lacks 4 ids" in refusal(score, given, true)
+    assert "('2', '3', '4', ...)" in refusal(score, given, true)
     for content in ("id,label\n", "id,label\n1,\n"):
-        assert "true labels" in refused(score, given, file(tmp_path, content))
+        assert "true labels" in refusal(score, given, write_file(tmp_path, content))
     monkeypatch.setattr(submission, "_MOST_CLASSES", 1)
-    assert "2 different labels" in refused(score, given, file(tmp_path, "id,label\n1,1.png\n2,2.png\n"))
+    assert "2 different labels" in refusal(score, given, write_file(tmp_path, "id,label\n1,1.png\n2,2.png\n"))
 
 
 def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
-    path = file(tmp_path, "id,label\na,10\nb,9\nc,2\n")
+    path = write_file(tmp_path, "id,label\na,10\nb,9\nc,2\n")
     assert score(path, path).classes == ["2", "9", "10"]
-    path = file(tmp_path, "id,label\na,10\nb,9\nc,x\n")
+    path = write_file(tmp_path, "id,label\na,10\nb,9\nc,x\n")
     assert score(path, path).classes == ["10", "9", "x"]
 
 
-def test_the_competitions_own_files(tmp_path: Path) -> None:
+def test_kaggles_own_files_are_read_and_reproduced(tmp_path: Path) -> None:
     folder = data_folder() / "cifar-10"
     if not (folder / "sampleSubmission.csv").exists():
         pytest.skip(f"Kaggle's files are not in {folder}")

@@ -95,7 +95,7 @@ def test_the_pages_list_every_name(page: str) -> None:
 # The data
 
 
-def link_raw(fashion_folder: Path, root: Path) -> None:
+def link_raw_files(fashion_folder: Path, root: Path) -> None:
     """Link the files to where the original, run in a folder in `root`, looks for them. It unpacks them there."""
     raw = root / "data" / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
@@ -103,12 +103,12 @@ def link_raw(fashion_folder: Path, root: Path) -> None:
         (raw / file.name).symlink_to(file)
 
 
-def test_batches_are_those_of_the_originals_loader(
+def test_batches_match_the_originals_loader(
     fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same seed gives the same images in the same order as torchvision's data set in a DataLoader."""
     monkeypatch.setenv("CNNLAB_DATA", str(fashion_folder))
-    link_raw(fashion_folder, tmp_path)
+    link_raw_files(fashion_folder, tmp_path)
     T = torchvision.transforms
     for resize in (None, 40, (30, 20)):
         ours = d2l.load_data_fashion_mnist(64, resize) if resize else d2l.load_data_fashion_mnist(batch_size=64)
@@ -135,7 +135,7 @@ def test_batches_are_those_of_the_originals_loader(
                     assert (x - a).abs().max() <= 1.01 / 255
 
 
-def test_batches_are_complete_shuffled_anew_and_between_0_and_1() -> None:
+def test_batches_are_complete_reshuffled_and_between_0_and_1() -> None:
     images = some_images(70)
     train, test = Batches(images, 32, None, shuffle=True), Batches(images, 32, (12, 16), shuffle=False)
     torch.manual_seed(0)
@@ -158,7 +158,7 @@ def test_batches_are_complete_shuffled_anew_and_between_0_and_1() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "resize"), [(0, None), (2.5, None), (4, -1), (4, "96"), (4, (3, 4, 5)), (4, 1e3)]
 )
-def test_invalid_sizes(batch_size: int, resize: object) -> None:
+def test_invalid_sizes_are_errors(batch_size: int, resize: object) -> None:
     with pytest.raises(CnnlabError, match=r"^(batch_size|resize)="):
         d2l.load_data_fashion_mnist(batch_size, resize)
 
@@ -205,7 +205,7 @@ def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     d2l.plt.close("all")
 
 
-def test_workers_are_no_more_than_cores() -> None:
+def test_workers_do_not_exceed_cores() -> None:
     assert 0 <= d2l.get_dataloader_workers() <= 4
     data = TensorDataset(torch.rand(8, 2), torch.arange(8))
     assert len(list(DataLoader(data, 4, num_workers=d2l.get_dataloader_workers()))) == 2
@@ -225,7 +225,7 @@ def test_functions_of_tensors() -> None:
     assert d2l.reduce_sum(d2l.astype(d2l.argmax(x, axis=1), torch.int64) == torch.tensor([1, 1])).item() == 1
 
 
-def test_accuracy_is_a_count() -> None:
+def test_accuracy_counts_correct_predictions() -> None:
     scores = torch.tensor([[0.1, 0.3, 0.6], [0.3, 0.2, 0.5]])
     got = d2l.accuracy(scores, torch.tensor([0, 2]))
     assert got == 1.0
@@ -307,7 +307,7 @@ def test_evaluating_modules_and_functions() -> None:
 # train_ch6
 
 
-def reference(
+def train_in_a_plain_loop(
     net: nn.Module, batches: list[tuple[Tensor, Tensor]], epochs: int, lr: float
 ) -> tuple[list[float], float]:
     """Train as train_ch6 should, in a plain loop; return each batch's loss and the last epoch's training accuracy."""
@@ -332,7 +332,7 @@ def reference(
     return losses, correct / count
 
 
-def test_train_ch6_updates_as_a_plain_loop_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_ch6_matches_a_plain_loop(capsys: pytest.CaptureFixture[str]) -> None:
     batches = list(some_batches(200, 32))
     torch.manual_seed(1)
     net = small_net()
@@ -342,7 +342,7 @@ def test_train_ch6_updates_as_a_plain_loop_does(capsys: pytest.CaptureFixture[st
     torch.manual_seed(1)
     other = small_net()
     torch.manual_seed(2)
-    losses, accuracy = reference(other, batches, 3, 0.1)
+    losses, accuracy = train_in_a_plain_loop(other, batches, 3, 0.1)
     assert history.batch_losses == pytest.approx(losses, rel=1e-5)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q)
@@ -388,7 +388,7 @@ def test_fewer_than_five_batches_suffice() -> None:
     assert len(d2l.train_ch6(small_net(), data, data, 2, 0.05, "cpu").batch_losses) == 2
 
 
-def test_iterables_of_every_kind() -> None:
+def test_every_kind_of_iterable_is_accepted() -> None:
     data = some_batches(40, 8)
     pairs = list(data)
     loader = DataLoader(TensorDataset(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs])), 8)
@@ -436,7 +436,7 @@ def test_bad_input_is_one_line(changes: dict[str, object]) -> None:
     assert "\n" not in str(caught.value)
 
 
-def tiny(outputs: int = 3, *more: nn.Module) -> nn.Sequential:
+def tiny_network(outputs: int = 3, *more: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), *more, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, outputs))
 
 
@@ -478,7 +478,7 @@ BAD_BATCHES: dict[str, tuple[object, str]] = {
 @pytest.mark.parametrize("way", ["train_ch6", "train_ch13", "evaluate"])
 def test_bad_batches_are_one_line(case: str, way: str) -> None:
     batch, why = BAD_BATCHES[case]
-    net = tiny()
+    net = tiny_network()
     if case in ("float", "float column") and way == "evaluate":
         return  # evaluation compares these labels with the predictions as numbers
     good, cpu = [(X4, Y4)], [torch.device("cpu")]
@@ -499,7 +499,7 @@ class Returns(nn.Module):
 
     def __init__(self, what: Callable[[Tensor], object]) -> None:
         super().__init__()
-        self.inner, self.what = tiny(), what
+        self.inner, self.what = tiny_network(), what
 
     def forward(self, x: Tensor) -> object:
         return self.what(self.inner(x))
@@ -513,7 +513,7 @@ BAD_NETWORKS: dict[str, tuple[object, str]] = {
     "function": (lambda x: x, "net is a function"),
     "class": (nn.Sequential, r"class Sequential; create .* Sequential\(...\)"),
     "no weights": (nn.Flatten(), "no weights to train"),
-    "frozen": (tiny().requires_grad_(requires_grad=False), "no weights to train"),
+    "frozen": (tiny_network().requires_grad_(requires_grad=False), "no weights to train"),
     "none at all": (None, "net is None"),
 }
 
@@ -522,7 +522,7 @@ BAD_NETWORKS: dict[str, tuple[object, str]] = {
 def test_networks_that_cannot_be_trained_are_one_line(case: str) -> None:
     net, why = BAD_NETWORKS[case]
     data: list[object] = [(X4, Y4)]
-    trainer, cpu = torch.optim.Adam(tiny().parameters()), [torch.device("cpu")]
+    trainer, cpu = torch.optim.Adam(tiny_network().parameters()), [torch.device("cpu")]
     calls: list[Callable[[], object]] = [
         lambda: d2l.train_ch6(net, data, data, 1, 0.1, "cpu"),  # type: ignore[arg-type]
         lambda: d2l.train_ch13(net, data, data, nn.CrossEntropyLoss(), trainer, 1, cpu),  # type: ignore[arg-type]
@@ -545,7 +545,7 @@ def test_the_networks_own_error_is_not_hidden() -> None:
     [{"loss": nn.CrossEntropyLoss}, {"loss": None}, {"trainer": 0.1}, {"trainer": torch.optim.SGD}, {"num_epochs": 0}],
 )
 def test_bad_arguments_of_train_ch13_are_one_line(changes: dict[str, object]) -> None:
-    net = tiny()
+    net = tiny_network()
     arguments = {"loss": nn.CrossEntropyLoss(), "trainer": torch.optim.Adam(net.parameters()), "num_epochs": 1}
     with pytest.raises(CnnlabError) as caught:
         d2l.train_ch13(net, [(X4, Y4)], [(X4, Y4)], **{**arguments, **changes}, devices=CPU)
@@ -561,7 +561,7 @@ def test_after_a_device_side_assert_nothing_is_read_from_the_gpu() -> None:
         (Y4.as_subclass(Lost), "labels beyond the network's outputs; number"),
         (Y4, "labels from 0 to 2; number"),
     ):
-        with pytest.raises(CnnlabError, match=why), explained(tiny(), X4, y, "batch 1"):
+        with pytest.raises(CnnlabError, match=why), explained(tiny_network(), X4, y, "batch 1"):
             raise RuntimeError("CUDA error: device-side assert triggered")
 
 
@@ -572,12 +572,12 @@ def test_labels_of_any_integer_type(dtype: torch.dtype, column: bool) -> None:
     histories = []
     for labels in (Y4, y[:, None] if column else y):
         torch.manual_seed(0)
-        net = tiny()
+        net = tiny_network()
         histories.append(d2l.train_ch6(net, [(X4, labels)], [(X4, labels)], 2, 0.1, "cpu"))
         assert d2l.evaluate_accuracy(net, [(X4, labels)]) == d2l.accuracy(net(X4), Y4) / 4
     assert histories[0].batch_losses == histories[1].batch_losses
     assert [row["test_acc"] for row in histories[0].rows] == [row["test_acc"] for row in histories[1].rows]
-    net = tiny()
+    net = tiny_network()
     trainer = torch.optim.Adam(net.parameters())
     d2l.train_batch_ch13(net, X4, y[:, None] if column else y, nn.CrossEntropyLoss(reduction="none"), trainer,
                          [torch.device("cpu")])  # fmt: skip
@@ -595,7 +595,7 @@ def test_predictions_in_a_column_are_compared_one_by_one() -> None:
             d2l.accuracy(bad, torch.tensor([0]))
 
 
-def test_a_last_batch_of_one_with_batch_norm() -> None:
+def test_a_last_batch_of_one_with_batch_norm_is_an_error() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
     with pytest.raises(CnnlabError, match="batch 2 of train_iter: batch norm .*drop_last=True"):
         d2l.train_ch6(net, [(X4, Y4), (X4[:1], Y4[:1])], [(X4, Y4)], 1, 0.1, "cpu")
@@ -605,9 +605,9 @@ def test_a_last_batch_of_one_with_batch_norm() -> None:
     d2l.evaluate_accuracy(net, [(X4[:1], Y4[:1])])  # works, in eval mode
     late = [(X4, Y4), (X4 * torch.nan, Y4)]
     with pytest.raises(CnnlabError, match="batch 2 of train_iter has images with NaN"):
-        d2l.train_ch6(tiny(), late, [(X4, Y4)], 1, 0.1, "cpu")
+        d2l.train_ch6(tiny_network(), late, [(X4, Y4)], 1, 0.1, "cpu")
     with pytest.raises(CnnlabError, match="has no batches"):
-        d2l.train_ch6(tiny(), None, [(X4, Y4)], 1, 0.1, "cpu")  # type: ignore[arg-type]
+        d2l.train_ch6(tiny_network(), None, [(X4, Y4)], 1, 0.1, "cpu")  # type: ignore[arg-type]
     lazy = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(CnnlabError, match="the first batch of train_iter: the images have 3"):
         d2l.train_ch6(lazy, [(X4.expand(4, 3, 6, 6), Y4)], [(X4, Y4)], 1, 0.1, "cpu")
@@ -615,7 +615,7 @@ def test_a_last_batch_of_one_with_batch_norm() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda_it_does_the_same() -> None:
+def test_training_on_cuda_matches_the_cpu() -> None:
     losses = []
     for device in (CPU, d2l.try_gpu()):
         torch.manual_seed(0)
@@ -630,7 +630,7 @@ def test_on_cuda_it_does_the_same() -> None:
 
 
 @pytest.fixture(scope="module")
-def peer() -> Path:
+def d2l_folder() -> Path:
     if not (PEERS / "d2l" / "d2l" / "torch.py").is_file():
         pytest.skip(f"d2l is not in {PEERS / 'd2l'}: benchmarks/vs_d2l.py puts it there, or set CNNLAB_PEERS")
     return PEERS / "d2l"
@@ -701,18 +701,18 @@ print("ANSWER", json.dumps(answer))
 """
 
 
-def test_losses_are_those_of_d2l(peer: Path, fashion_folder: Path, tmp_path: Path) -> None:
+def test_losses_match_d2l(d2l_folder: Path, fashion_folder: Path, tmp_path: Path) -> None:
     """With the same weights, batches and seed, the loss of every batch and the final weights agree to 1e-5.
 
     So do the losses on each side's own batches of Fashion-MNIST. On resized images they agree to 1e-3: the original
     rounds their pixels to whole grey levels.
     """
-    link_raw(fashion_folder, tmp_path)
+    link_raw_files(fashion_folder, tmp_path)
     (tmp_path / "work").mkdir()
     answers, printed = {}, {}
     for side in ("d2l", "ours"):
         run = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", SIDE, side, str(peer), str(tmp_path / "work")],
+            [sys.executable, "-W", "ignore", "-c", SIDE, side, str(d2l_folder), str(tmp_path / "work")],
             capture_output=True, text=True, timeout=300, env={**os.environ, "MPLBACKEND": "Agg"},
         )  # fmt: skip
         assert run.returncode == 0, run.stderr
@@ -770,7 +770,7 @@ def test_residual_refuses_shapes_that_cannot_be_added() -> None:
         d2l.Residual(3, strides=2)(torch.rand(1, 3, 4, 4))
 
 
-def test_resnet18_is_the_competitions() -> None:
+def test_resnet18_matches_the_competitions_network() -> None:
     net = d2l.resnet18(10, 3)
     assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
     ours = build_model("resnet18-manual-cifar", num_classes=10, in_channels=3, image_size=32)
@@ -783,21 +783,21 @@ def test_resnet18_is_the_competitions() -> None:
 # train_batch_ch13 and train_ch13
 
 
-def linear() -> nn.Linear:
+def linear_layer() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(3, 2)
 
 
 def one_update(loss: nn.Module, **more: bool) -> tuple[Tensor, float, Tensor]:
     """Run one update at rate 0.1. Return the loss, the correct predictions and the decrease of the weights."""
-    net = linear()
+    net = linear_layer()
     torch.manual_seed(1)
     x, y = torch.randn(8, 3), torch.arange(8) % 2
     trainer = torch.optim.SGD(net.parameters(), lr=0.1)
     before = net.weight.detach().clone()
     total, right = d2l.train_batch_ch13(net.eval(), x, y, loss, trainer, d2l.try_all_gpus()[:1], **more)
     assert net.training
-    assert right == d2l.accuracy(linear()(x), y)
+    assert right == d2l.accuracy(linear_layer()(x), y)
     return total, right, before - net.weight.detach()
 
 
@@ -813,7 +813,7 @@ def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
 
 
 def test_a_learning_rate_for_the_mean_loss_gets_a_warning() -> None:
-    net, x, y = linear(), torch.randn(128, 3), torch.arange(128) % 2
+    net, x, y = linear_layer(), torch.randn(128, 3), torch.arange(128) % 2
     each = nn.CrossEntropyLoss(reduction="none")
     with pytest.warns(UserWarning, match=r"12\.8 on their mean.*mean=True"):
         d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU])
@@ -825,11 +825,11 @@ def test_a_learning_rate_for_the_mean_loss_gets_a_warning() -> None:
         d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=2e-4), [])
 
 
-def test_a_list_of_inputs() -> None:
+def test_a_list_of_inputs_is_accepted() -> None:
     class Sum(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = linear()
+            self.layer = linear_layer()
 
         def forward(self, xs: list[Tensor]) -> Tensor:
             return self.layer(xs[0] + xs[1])
@@ -837,7 +837,7 @@ def test_a_list_of_inputs() -> None:
     net, x, y = Sum(), torch.randn(8, 3), torch.arange(8) % 2
     trainer = torch.optim.SGD(net.parameters(), lr=0.01)
     total, _ = d2l.train_batch_ch13(net, [x, x], y, nn.CrossEntropyLoss(reduction="none"), trainer, [CPU])
-    torch.testing.assert_close(total, F.cross_entropy(linear()(2 * x), y, reduction="sum").detach())
+    torch.testing.assert_close(total, F.cross_entropy(linear_layer()(2 * x), y, reduction="sum").detach())
 
 
 def test_train_ch13(capsys: pytest.CaptureFixture[str]) -> None:
@@ -855,7 +855,7 @@ def test_train_ch13(capsys: pytest.CaptureFixture[str]) -> None:
 # Files
 
 
-def serve(path: Path) -> tuple[str, str]:
+def url_and_sha1(path: Path) -> tuple[str, str]:
     return path.as_uri(), hashlib.sha1(path.read_bytes()).hexdigest()
 
 
@@ -869,7 +869,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "server"
 
 
-def test_the_small_competition_is_in_the_hub() -> None:
+def test_the_small_competition_has_an_address_in_the_hub() -> None:
     url, sha1 = d2l.DATA_HUB["cifar10_tiny"]
     assert url == d2l.DATA_URL + "kaggle_cifar10_tiny.zip"
     assert re.fullmatch("[0-9a-f]{40}", sha1)
@@ -882,8 +882,8 @@ def test_download_and_unpack(
         archive.writestr("few/labels.csv", "id,label\n1,frog\n")
     with tarfile.open(hub / "more.tar.gz", "w:gz") as tar:
         tar.add(hub / "few.zip", "more/inner.zip")
-    monkeypatch.setitem(d2l.DATA_HUB, "few", serve(hub / "few.zip"))
-    monkeypatch.setitem(d2l.DATA_HUB, "more", serve(hub / "more.tar.gz"))
+    monkeypatch.setitem(d2l.DATA_HUB, "few", url_and_sha1(hub / "few.zip"))
+    monkeypatch.setitem(d2l.DATA_HUB, "more", url_and_sha1(hub / "more.tar.gz"))
     folder = d2l.download_extract("few")
     assert isinstance(folder, str)
     assert folder == str(tmp_path / "data-here" / "few")
@@ -903,7 +903,7 @@ def test_a_file_in_the_folder_of_d2l_is_used(hub: Path, tmp_path: Path, monkeypa
     (tmp_path / "data").mkdir()
     (tmp_path / "work").mkdir()
     (tmp_path / "data" / "few.txt").write_text("few")
-    monkeypatch.setitem(d2l.DATA_HUB, "few", serve(tmp_path / "data" / "few.txt"))
+    monkeypatch.setitem(d2l.DATA_HUB, "few", url_and_sha1(tmp_path / "data" / "few.txt"))
     monkeypatch.chdir(tmp_path / "work")
     assert Path(d2l.download("few")) == Path("../data/few.txt")
 
@@ -918,10 +918,10 @@ def test_failed_downloads_are_one_line(hub: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(d2l.DATA_HUB, "odd", "an address")
     fails("odd", "pair")
     (hub / "text.txt").write_text("text")
-    monkeypatch.setitem(d2l.DATA_HUB, "text", serve(hub / "text.txt"))
+    monkeypatch.setitem(d2l.DATA_HUB, "text", url_and_sha1(hub / "text.txt"))
     fails("text", r"use a \.zip, \.tar")
     (hub / "false.zip").write_text("no zip")
-    monkeypatch.setitem(d2l.DATA_HUB, "false", serve(hub / "false.zip"))
+    monkeypatch.setitem(d2l.DATA_HUB, "false", url_and_sha1(hub / "false.zip"))
     fails("false", "damaged")
     (tmp_path / "data-here" / "false.zip").write_text("something else")
     fails("false", "SHA-1 is not.*delete it")
@@ -932,12 +932,12 @@ def test_failed_downloads_are_one_line(hub: Path, tmp_path: Path, monkeypatch: p
     fails("nowhere", "cannot download nowhere.zip")
     with tarfile.open(hub / "evil.tar", "w") as tar:
         tar.add(hub / "text.txt", "../../evil.txt")
-    monkeypatch.setitem(d2l.DATA_HUB, "evil", serve(hub / "evil.tar"))
+    monkeypatch.setitem(d2l.DATA_HUB, "evil", url_and_sha1(hub / "evil.tar"))
     fails("evil", "leads outside")
     assert not (tmp_path / "evil.txt").exists()
 
 
-def test_labels_of_every_shape(tmp_path: Path) -> None:
+def test_label_tables_are_read_and_bad_ones_refused(tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_bytes(b'\xef\xbb\xbfname,what\r\n1,frog\r\n"a,b","dog, small"\r\n\r\n')
     assert d2l.read_csv_labels(file) == {"1": "frog", "a,b": "dog, small"}
@@ -951,7 +951,7 @@ def test_labels_of_every_shape(tmp_path: Path) -> None:
         d2l.read_csv_labels(tmp_path / "none.csv")
 
 
-def placed(root: Path) -> dict[str, set[str]]:
+def files_by_folder(root: Path) -> dict[str, set[str]]:
     base = root / "train_valid_test"
     return {
         str(folder.relative_to(base)): {p.name for p in folder.iterdir()}
@@ -967,7 +967,7 @@ def test_images_are_sorted_into_folders(tiny_competition: Path, copy: bool) -> N
     assert len(set(labels.values())) == 2
     assert d2l.reorg_train_valid(str(tiny_competition), labels, 0.3, copy=copy) == 2  # 8 frogs, 16 ships
     d2l.reorg_test(tiny_competition, copy=copy)
-    found = placed(tiny_competition)
+    found = files_by_folder(tiny_competition)
     assert found["valid/frog"] == {"3.png", "6.png"}  # the first ones by number, on every system
     assert found["valid/ship"] == {"1.png", "2.png"}
     assert len(found["train/frog"]) == 6
@@ -985,13 +985,13 @@ def test_images_are_sorted_into_folders(tiny_competition: Path, copy: bool) -> N
     assert other.samefile(original) is not copy
     # Again, with another ratio, and links instead of copies or the reverse: nothing of the first call is left.
     assert d2l.reorg_train_valid(tiny_competition, labels, 0.15, copy=not copy) == 1
-    found = placed(tiny_competition)
+    found = files_by_folder(tiny_competition)
     assert found["valid/frog"] == {"3.png"}
     assert len(found["train/frog"]) == 7
     assert other.samefile(original) is copy
 
 
-def test_images_that_cannot_be_sorted(tiny_competition: Path, tmp_path: Path) -> None:
+def test_images_that_cannot_be_sorted_are_errors(tiny_competition: Path, tmp_path: Path) -> None:
     labels = d2l.read_csv_labels(tiny_competition / "trainLabels.csv")
     for ratio in (-0.1, 1.0, float("nan")):
         with pytest.raises(CnnlabError, match="valid_ratio"):
@@ -1022,7 +1022,7 @@ def test_copyfile(tmp_path: Path) -> None:
 # Plots
 
 
-def grow(animator: d2l.Animator, epochs: int = 2) -> None:
+def add_epochs(animator: d2l.Animator, epochs: int = 2) -> None:
     for epoch in range(epochs):
         for i in range(5):
             animator.add(epoch + (i + 1) / 5, (1 / (epoch + 1), 0.5 + epoch / 10, None))
@@ -1032,7 +1032,7 @@ def grow(animator: d2l.Animator, epochs: int = 2) -> None:
 def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     legend = ["train loss", "train acc", "test acc"]
     animator = d2l.Animator(xlabel="epoch", xlim=[1, 2], legend=legend)
-    grow(animator)
+    add_epochs(animator)
     file = tmp_path / "figures" / "curve-1.png"
     assert lines(capsys.readouterr().err) == [
         "epoch 1: train loss 1.000, train acc 0.500", "epoch 1: test acc 0.600",
@@ -1045,7 +1045,7 @@ def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pyt
     assert file.read_bytes() == before
     animator.finish()
     assert file.read_bytes() != before
-    grow(d2l.Animator(xlim=[1, 2]))
+    add_epochs(d2l.Animator(xlim=[1, 2]))
     assert sorted(p.name for p in file.parent.iterdir()) == ["curve-1.png", "curve-2.png"]
     assert [len(xs) for xs in animator.X] == [11, 11, 3]
     assert animator.axes[0].get_xlabel() == "epoch"
@@ -1054,7 +1054,7 @@ def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pyt
     animator.fig.savefig(tmp_path / "own.svg")
 
 
-def test_matplotlib_is_imported_late(tmp_path: Path) -> None:
+def test_matplotlib_is_imported_only_when_needed(tmp_path: Path) -> None:
     """Matplotlib is imported when something is drawn, pyplot when a listing uses it."""
     code = (
         "import sys, torch; from torch import nn; from cnnlab import d2l\n"
@@ -1071,13 +1071,13 @@ def test_matplotlib_is_imported_late(tmp_path: Path) -> None:
     assert lines(run.stderr)[-1] == f"the curve is in {tmp_path / 'figures' / 'curve-1.png'}"
 
 
-def test_training_goes_on_if_the_figure_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_continues_if_the_figure_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "figures").write_text("a file is in the way")
-    grow(d2l.Animator(xlim=[1, 2]))
+    add_epochs(d2l.Animator(xlim=[1, 2]))
     assert lines(capsys.readouterr().err)[-1].startswith("cannot save the curve")
 
 
-def test_numbers_of_points(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_animator_takes_any_number_of_points(capsys: pytest.CaptureFixture[str]) -> None:
     animator = d2l.Animator(legend=["only"], nrows=2, ncols=2)
     animator.add(1, 0.5)
     animator.add([2], [0.25])
@@ -1108,7 +1108,7 @@ def test_set_axes() -> None:
     d2l.use_svg_display()  # does nothing outside a notebook
 
 
-def test_a_notebook_shows_one_figure_beside_other_output(tmp_path: Path) -> None:
+def test_a_notebook_shows_one_figure_alongside_other_output(tmp_path: Path) -> None:
     cells = [
         "import torch; from torch import nn; from cnnlab import d2l\n"
         "data = [(torch.rand(4, 1, 8, 8), torch.arange(4))] * 6\n"

@@ -176,7 +176,7 @@ def test_the_competitions_listing_writes_a_submission(
     assert {row[1] for row in rows[1:]} <= {"frog", "ship"}
 
 
-def test_the_extra_all_installs_what_the_listings_import() -> None:
+def test_the_all_extra_installs_everything_the_listings_import() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     (everything,) = extras["all"]

@@ -91,7 +91,7 @@ def test_a_folder_is_read_like_an_archive(tmp_path: Path) -> None:
     assert contents(tmp_path / "train") == [("b.png", png()), ("sub/a.png", png())]
 
 
-def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
+def test_7z_of_several_blocks_and_codecs_is_read(tmp_path: Path) -> None:
     rng = random.Random(0)
     files = [(f"{i}.png", rng.randbytes(200_000 + i)) for i in range(5)]  # some longer than one unpacking step
     for codecs in (["LZMA2"], ["LZMA"], ["BZIP2"], ["COPY"], ["BROTLI"], ["PPMD"], ["X86", "LZMA"], ["DELTA", "LZMA2"]):
@@ -109,7 +109,7 @@ def test_7z_of_several_blocks_and_codecs(tmp_path: Path) -> None:
 
 def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> None:
     # The last file has what the other sizes leave of the stream, so a larger size of the first makes it negative.
-    from fuzzing import right_7z
+    from fuzzing import correct_7z
 
     with py7zr.SevenZipFile(tmp_path / "a.7z", "w") as seven:
         seven.set_encoded_header_mode(False)
@@ -117,11 +117,11 @@ def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> 
             seven.writestr(bytes(size), name)
     content = (tmp_path / "a.7z").read_bytes()
     assert content.count((0x83E8).to_bytes(2, "big")) == 1  # 1000, as 7z encodes it
-    (tmp_path / "a.7z").write_bytes(right_7z(content.replace((0x83E8).to_bytes(2, "big"), b"\x8f\xff")))
+    (tmp_path / "a.7z").write_bytes(correct_7z(content.replace((0x83E8).to_bytes(2, "big"), b"\x8f\xff")))
     assert refusal(tmp_path / "a.7z").startswith("a.7z is damaged or incomplete: 2.png has a negative size")
 
 
-def test_directories_are_passed_over_quietly(tmp_path: Path) -> None:
+def test_directories_are_skipped_silently(tmp_path: Path) -> None:
     (tmp_path / "train" / "x.png").mkdir(parents=True)  # a folder named like an image
     (tmp_path / "train" / "1.png").write_bytes(png())
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
@@ -143,15 +143,15 @@ def test_paths_that_lead_outside_are_refused(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_members_of_one_name_are_refused(tmp_path: Path, kind: str) -> None:
-    with pytest.warns() if kind == ".zip" else nothing():  # zipfile warns, too
+def test_two_members_with_the_same_name_are_refused(tmp_path: Path, kind: str) -> None:
+    with pytest.warns() if kind == ".zip" else NoContext():  # zipfile warns, too
         path = pack(tmp_path / f"a{kind}", [("1.png", png()), ("1.png", png(3))])
     assert "1.png is there twice" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_names_cannot_break_the_line_or_command_the_terminal(tmp_path: Path, kind: str) -> None:
-    with pytest.warns() if kind == ".zip" else nothing():
+def test_names_cannot_add_lines_or_control_the_terminal(tmp_path: Path, kind: str) -> None:
+    with pytest.warns() if kind == ".zip" else NoContext():
         path = pack(tmp_path / f"a{kind}", [("1\n\x1b[2J.png", png())] * 2)
     assert r"1\n\u001b[2J.png is there twice" in refusal(path)
 
@@ -183,7 +183,7 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, kind: str, m
 
 
 @pytest.mark.parametrize("size", [5, 100_000_000, 0xFFFFFFF0])
-def test_a_zip_that_lies_about_sizes(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_with_false_sizes_is_refused(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(tmp_path / "a.zip", [("1.png", bytes(100_000))])
     content = bytearray(path.read_bytes())
     place = content.rindex(b"PK\1\2") + 24  # the uncompressed size in the central directory
@@ -194,7 +194,7 @@ def test_a_zip_that_lies_about_sizes(tmp_path: Path, size: int, monkeypatch: pyt
     refusal(path)
 
 
-def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
+def test_a_7z_with_false_sizes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.7z"
     with py7zr.SevenZipFile(path, "w") as seven:
         seven.set_encoded_header_mode(False)
@@ -215,7 +215,7 @@ def test_a_7z_that_lies_about_sizes(tmp_path: Path) -> None:
     assert changed >= 2
 
 
-def test_encrypted_archives(tmp_path: Path) -> None:
+def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
     for headers in (False, True):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="p", header_encryption=headers) as seven:
             seven.writestr(png(), "1.png")
@@ -228,7 +228,7 @@ def test_encrypted_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
+def test_an_archive_truncated_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
     rng = random.Random(0)
     path = pack(tmp_path / f"a{kind}", [(f"{i}.png", rng.randbytes(3000)) for i in range(4)])
     good = path.read_bytes()
@@ -239,7 +239,7 @@ def test_truncated_anywhere(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: str) -> None:
+def test_flipped_bits_raise_only_cnnlab_errors(tmp_path: Path, kind: str) -> None:
     rng = random.Random(1)
     files = [(f"{i}.png", rng.randbytes(500)) for i in range(3)]
     path = pack(tmp_path / f"a{kind}", files)
@@ -256,7 +256,7 @@ def test_flipped_bits_never_give_another_error_than_ours(tmp_path: Path, kind: s
             assert {content for _, content in found} <= {content for _, content in files}
 
 
-def test_empty_archives(tmp_path: Path) -> None:
+def test_empty_archives_hold_no_images(tmp_path: Path) -> None:
     for kind in KINDS:
         path = pack(tmp_path / f"a{kind}", [])
         with closing(open_archive(path)) as archive:
@@ -266,7 +266,7 @@ def test_empty_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads Linux's account of memory")
-def test_reading_a_7z_of_small_files_holds_little_of_it(tmp_path: Path) -> None:
+def test_reading_a_7z_of_small_files_takes_little_memory(tmp_path: Path) -> None:
     """py7zr's own loop would hold all 16 MiB at the end."""
     code = (
         "import re; from pathlib import Path; from contextlib import closing\n"
@@ -284,21 +284,21 @@ def test_reading_a_7z_of_small_files_holds_little_of_it(tmp_path: Path) -> None:
     assert int(said.stdout) < 8_000  # KiB
 
 
-def test_7z_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
+def test_7z_methods_without_a_bound_on_memory_are_refused(tmp_path: Path) -> None:
     for codec in ("DEFLATE", "ZSTD"):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
             seven.writestr(png(), "1.png")
         assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.7z")
 
 
-def test_zip_methods_without_a_bound_on_memory(tmp_path: Path) -> None:
+def test_zip_methods_without_a_bound_on_memory_are_refused(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as zipped:
             zipped.writestr("1.png", png())
         assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.zip")
 
 
-def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
+def write_7z_with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
     """Write a 7z archive of one image whose packed list of members is `members`. Default: the correct list."""
     with py7zr.SevenZipFile(path, "w") as seven:
         seven.set_encoded_header_mode(False)
@@ -324,12 +324,12 @@ def with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
     return path
 
 
-def test_a_7z_whose_list_of_members_is_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert contents(with_list(tmp_path / "a.7z")) == [("1.png", png())]
+def test_a_7z_whose_list_of_members_is_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert contents(write_7z_with_list(tmp_path / "a.7z")) == [("1.png", png())]
     million = b"\1\5\xf0" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20)  # a million files without names
-    bomb = with_list(tmp_path / "b.7z", million)
+    bomb = write_7z_with_list(tmp_path / "b.7z", million)
     assert bomb.stat().st_size < 3000
-    odd = with_list(tmp_path / "c.7z", million[:99], "ZSTD")
+    odd = write_7z_with_list(tmp_path / "c.7z", million[:99], "ZSTD")
     plain = bytearray(bomb.read_bytes()) + bytes(1 << 19)
     plain[12:28] = (0).to_bytes(8, "little") + (1 << 19).to_bytes(8, "little")
     (tmp_path / "d.7z").write_bytes(plain)
@@ -339,7 +339,7 @@ def test_a_7z_whose_list_of_members_is_a_bomb(tmp_path: Path, monkeypatch: pytes
     assert "its list of members unpacks to 524,288 bytes" in refusal(tmp_path / "d.7z")
 
 
-def test_a_zip_whose_names_are_no_text(tmp_path: Path) -> None:
+def test_a_zip_with_undecodable_names_is_refused(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.zip", [("ü.png", png())])
     content = path.read_bytes()
     for bad in (content.replace("ü".encode(), b"\xff\xff"), content.replace("ü".encode(), b"\xff\xff", 1)):
@@ -365,7 +365,7 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
         link.unlink()
 
 
-def test_other_files(tmp_path: Path) -> None:
+def test_files_that_are_not_archives_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.rar").write_bytes(b"Rar!")
     assert ".7z or .zip" in refusal(tmp_path / "a.rar")
     for kind in KINDS:
@@ -399,7 +399,7 @@ def workbook(path: Path) -> Path:
         ("a.zip", b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"), ("a.zip", b'{"message": "Forbidden"}', "JSON"),
     ],
 )  # fmt: skip
-def test_what_is_given_instead_of_an_archive(tmp_path: Path, name: str, content: bytes, what: str) -> None:
+def test_files_given_instead_of_an_archive_are_named(tmp_path: Path, name: str, content: bytes, what: str) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     assert what in refusal(path)
@@ -413,19 +413,19 @@ def test_what_is_given_instead_of_an_archive(tmp_path: Path, name: str, content:
         read_pairs(path)
 
 
-def test_a_workbook_is_no_archive_of_images(tmp_path: Path) -> None:
+def test_a_workbook_is_not_read_as_an_archive_of_images(tmp_path: Path) -> None:
     for name in ("a.xlsx", "a.zip"):
         assert "an Excel workbook; give the folder or archive" in refusal(workbook(tmp_path / name))
 
 
-def test_archives_by_their_content(tmp_path: Path) -> None:
+def test_archives_are_identified_by_their_content(tmp_path: Path) -> None:
     for kind, name in ((".zip", "a.7z"), (".7z", "a.zip"), (".zip", "a")):
         path = pack(tmp_path / f"b{kind}", [("1.png", png())]).rename(tmp_path / name)
         assert contents(path) == [("1.png", png())]
 
 
 @pytest.mark.parametrize("codec", ["gbk", "utf-8", "cp437"])
-def test_names_in_a_zip_without_a_mark_of_their_encoding(tmp_path: Path, codec: str) -> None:
+def test_zip_names_without_an_encoding_flag_are_decoded(tmp_path: Path, codec: str) -> None:
     names = ["Müller.png", "Ärger/ö.png"] if codec == "cp437" else ["猫/张三.png", "狗/李四.png"]
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as zipped:
@@ -439,12 +439,12 @@ def test_names_in_a_zip_without_a_mark_of_their_encoding(tmp_path: Path, codec: 
     assert contents(path) == [(name, png(i)) for i, name in enumerate(names)]
 
 
-def test_without_py7zr(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_py7zr_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(tmp_path / "a.7z", [("1.png", png())])
     monkeypatch.setitem(sys.modules, "py7zr", None)
     assert "pip install 'cnnlab[kaggle]'" in refusal(path)
 
 
-class nothing:  # noqa: N801
+class NoContext:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from augmenting import drawn, draws, pictures
+from augmenting import pictures, seeded_draws, seeded_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -43,13 +43,13 @@ ALL: dict[str, Callable[[Tensor, Draws], Tensor]] = {
 @pytest.mark.parametrize("name", ALL)
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 6), st.sampled_from([1, 3]), st.integers(1, 13), st.integers(1, 13), st.integers(0, 99))
-def test_same_shape_and_range_same_bits_and_the_input_untouched(
+def test_results_repeat_keep_shape_and_range_and_leave_the_input_unchanged(
     name: str, b: int, c: int, h: int, w: int, seed: int
 ) -> None:
-    x = torch.rand(b, c, h, w, generator=drawn(seed))
+    x = torch.rand(b, c, h, w, generator=seeded_generator(seed))
     x[0] = 1.0  # the end of the range, where rounding errors would show
     before = x.clone()
-    first, second = ALL[name](x, draws(seed)), ALL[name](x, draws(seed))
+    first, second = ALL[name](x, seeded_draws(seed)), ALL[name](x, seeded_draws(seed))
     assert first.shape == x.shape
     assert first.dtype == torch.float32
     assert first.min() >= 0
@@ -59,20 +59,20 @@ def test_same_shape_and_range_same_bits_and_the_input_untouched(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_each_image_has_a_draw_of_its_own_and_each_seed_another(name: str) -> None:
+def test_images_and_seeds_get_different_draws(name: str) -> None:
     x = pictures(1, 3, 16, 16).expand(64, 3, 16, 16)
     if name in ("mixup", "cutmix"):  # these need different images to mix
         x = x * torch.linspace(0.5, 1, 64).view(-1, 1, 1, 1)
-    y, z = ALL[name](x, draws(1)), ALL[name](x, draws(2))
+    y, z = ALL[name](x, seeded_draws(1)), ALL[name](x, seeded_draws(2))
     assert not torch.equal(y, z)
     assert len({image.numpy().tobytes() for image in y}) >= (2 if "flip" in name or name == "alternating" else 10)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_layout_in_memory_changes_nothing(name: str) -> None:
+def test_the_memory_layout_does_not_matter(name: str) -> None:
     x = pictures(7, 3, 9, 12)
     last = x.contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(ALL[name](last, draws(3)), ALL[name](x, draws(3)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ALL[name](last, seeded_draws(3)), ALL[name](x, seeded_draws(3)), rtol=0, atol=1e-6)
 
 
 # Cutout
@@ -81,10 +81,10 @@ def test_the_layout_in_memory_changes_nothing(name: str) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 11), st.booleans())
 def test_cutout_fills_a_square_that_may_hang_over_the_edge(c: int, h: int, w: int, pixels: int, scalar: bool) -> None:
-    x = torch.rand(12, c, h, w, generator=drawn())
+    x = torch.rand(12, c, h, w, generator=seeded_generator())
     fill = torch.tensor([0.25, 0.5, 0.75][:c])
-    rows, columns = augment._draw_pixels(x, draws(1))
-    y = cutout(x, pixels, draws(1), 0.25 if scalar else fill)
+    rows, columns = augment._draw_pixels(x, seeded_draws(1))
+    y = cutout(x, pixels, seeded_draws(1), 0.25 if scalar else fill)
     for i in range(12):
         expected = x[i].clone()
         top, left = int(rows[i]) - pixels // 2, int(columns[i]) - pixels // 2
@@ -94,8 +94,8 @@ def test_cutout_fills_a_square_that_may_hang_over_the_edge(c: int, h: int, w: in
         assert torch.equal(y[i], expected)
 
 
-def test_cutouts_centre_is_uniform() -> None:
-    y = cutout(torch.ones(20_000, 1, 4, 5), 1, draws())
+def test_the_centre_of_cutout_is_uniform() -> None:
+    y = cutout(torch.ones(20_000, 1, 4, 5), 1, seeded_draws())
     assert (y.sum((1, 2, 3)) == 19).all()
     assert stats.chisquare((1 - y).sum((0, 1)).flatten().numpy()).pvalue > 1e-4
 
@@ -104,11 +104,11 @@ def test_cutouts_centre_is_uniform() -> None:
 
 
 @pytest.mark.parametrize("c", [1, 3])
-def test_jitter_is_torchvisions_adjustments_one_after_the_other(c: int) -> None:
+def test_jitter_matches_torchvisions_adjustments_in_sequence(c: int) -> None:
     x = pictures(60, c, 8, 9)
-    factors, order = augment._draw_colors(x, (0.9, 0.9, 1.5), draws(4))
+    factors, order = augment._draw_colors(x, (0.9, 0.9, 1.5), seeded_draws(4))
     y = augment._recolored(x, factors, order)
-    assert torch.equal(y, color_jitter(x, 0.9, 0.9, 1.5, draws(4)))
+    assert torch.equal(y, color_jitter(x, 0.9, 0.9, 1.5, seeded_draws(4)))
     adjust = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
     for i in range(60):
         expected = x[i]
@@ -117,8 +117,8 @@ def test_jitter_is_torchvisions_adjustments_one_after_the_other(c: int) -> None:
         torch.testing.assert_close(y[i], expected, rtol=0, atol=2e-6)
 
 
-def test_jitters_draws_are_uniform_in_every_order() -> None:
-    factors, order = augment._draw_colors(torch.empty(12_000, 3, 1, 1), (0.3, 0.0, 1.5), draws())
+def test_jitter_draws_are_uniform_and_every_order_occurs() -> None:
+    factors, order = augment._draw_colors(torch.empty(12_000, 3, 1, 1), (0.3, 0.0, 1.5), seeded_draws())
     assert stats.kstest(factors[:, 0].numpy(), stats.uniform(0.7, 0.6).cdf).pvalue > 1e-4
     assert (factors[:, 1] == 1).all()
     assert stats.kstest(factors[:, 2].numpy(), stats.uniform(0.0, 2.5).cdf).pvalue > 1e-4
@@ -127,15 +127,15 @@ def test_jitters_draws_are_uniform_in_every_order() -> None:
     assert stats.chisquare(counts).pvalue > 1e-4
 
 
-def test_jitter_of_nothing_is_the_image() -> None:
+def test_jitter_of_zero_leaves_the_image_unchanged() -> None:
     x = pictures(8, 3, 6, 6)
-    assert torch.equal(color_jitter(x, 0.0, 0.0, 0.0, draws()), x)
+    assert torch.equal(color_jitter(x, 0.0, 0.0, 0.0, seeded_draws()), x)
 
 
 # RandAugment
 
 
-def theirs(image: Tensor, name: str, level: int, sign: int, fill: list[float]) -> Tensor:
+def torchvision_operation(image: Tensor, name: str, level: int, sign: int, fill: list[float]) -> Tensor:
     """Apply an operation of torchvision's RandAugment, with its own table. Those that work on levels get uint8."""
     made = v2.RandAugment(fill=fill)
     magnitudes, signed = v2.RandAugment._AUGMENTATION_SPACE[name]
@@ -151,7 +151,7 @@ def theirs(image: Tensor, name: str, level: int, sign: int, fill: list[float]) -
 
 @pytest.mark.parametrize("name", augment._OPERATIONS)
 @pytest.mark.parametrize(("c", "h", "w"), [(3, 16, 16), (1, 15, 18)])
-def test_every_operation_is_torchvisions(name: str, c: int, h: int, w: int) -> None:
+def test_every_operation_matches_torchvision(name: str, c: int, h: int, w: int) -> None:
     assert set(augment._OPERATIONS) == set(v2.RandAugment._AUGMENTATION_SPACE)
     x = pictures(3, c, h, w)
     fill = [0.2, 0.4, 0.6][:c]
@@ -159,27 +159,29 @@ def test_every_operation_is_torchvisions(name: str, c: int, h: int, w: int) -> N
         for sign in (1, -1):
             y = augment._operated(x, name, level, sign, torch.tensor(fill))
             for image, changed in zip(x, y, strict=True):
-                torch.testing.assert_close(changed, theirs(image, name, level, sign, fill), rtol=0, atol=2e-6)
+                torch.testing.assert_close(
+                    changed, torchvision_operation(image, name, level, sign, fill), rtol=0, atol=2e-6
+                )
 
 
 @pytest.mark.parametrize("c", [1, 3])
 def test_rand_augment_applies_each_images_own_operations(c: int) -> None:
     x = pictures(90, c, 12, 12)
     kinds = 14 if c == 3 else 13
-    codes = torch.randint(2 * kinds, (2, 90), generator=drawn(3)).T.tolist()
-    y = rand_augment(x, 2, 11, draws(3), 0.5)
+    codes = torch.randint(2 * kinds, (2, 90), generator=seeded_generator(3)).T.tolist()
+    y = rand_augment(x, 2, 11, seeded_draws(3), 0.5)
     unlike = 0
     for image, changed, ops in zip(x, y, codes, strict=True):
         expected = image
         for code in ops:
             name = augment._OPERATIONS[code // 2]
             assert c == 3 or name != "Color"
-            expected = theirs(expected, name, 11, 1 - 2 * (code % 2), [0.5] * c)
+            expected = torchvision_operation(expected, name, 11, 1 - 2 * (code % 2), [0.5] * c)
         unlike += not torch.allclose(changed, expected, rtol=0, atol=1e-5)
     assert unlike <= 2  # none here; elsewhere a second operation may turn a difference in the last bit into a level
 
 
-def test_equalize_autocontrast_and_solarize_are_pils() -> None:
+def test_equalize_autocontrast_and_solarize_match_pil() -> None:
     x = pictures(5, 3, 16, 16)
     for name, reference in (
         ("Equalize", ImageOps.equalize),
@@ -193,9 +195,9 @@ def test_equalize_autocontrast_and_solarize_are_pils() -> None:
             assert np.abs(changed.permute(1, 2, 0).numpy() * 255 - expected).max() < 1.01  # PIL truncates
 
 
-def test_no_operations_are_a_copy() -> None:
+def test_zero_operations_return_a_copy() -> None:
     x = pictures(3, 3, 5, 5)
-    y = rand_augment(x, 0, 9, draws())
+    y = rand_augment(x, 0, 9, seeded_draws())
     assert torch.equal(x, y)
     assert x.data_ptr() != y.data_ptr()
 
@@ -204,8 +206,8 @@ def test_no_operations_are_a_copy() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 1.7, 30.0])
-def test_shares_are_betas(alpha: float) -> None:
-    shares = augment._draw_shares(torch.empty(20_000, 0), alpha, draws()).double().numpy()
+def test_shares_follow_the_beta_distribution(alpha: float) -> None:
+    shares = augment._draw_shares(torch.empty(20_000, 0), alpha, seeded_draws()).double().numpy()
     assert shares.min() >= 0
     assert shares.max() <= 1
     # float32 is too coarse near 1, so compare below; the distribution is symmetric.
@@ -215,7 +217,7 @@ def test_shares_are_betas(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 1.7, 30.0])
-def test_the_quantiles_table_is_scipys(alpha: float) -> None:
+def test_the_beta_table_matches_scipy(alpha: float) -> None:
     share = 0.5 * np.linspace(0, 1, 4097) ** (1 / min(alpha, 1.0))
     table = augment._beta_table(alpha, torch.device("cpu")).numpy()
     np.testing.assert_allclose(table, 2 * stats.beta(alpha, alpha).cdf(share), rtol=0, atol=2e-6)
@@ -223,7 +225,7 @@ def test_the_quantiles_table_is_scipys(alpha: float) -> None:
 
 def test_mixup_is_a_convex_blend_of_neighbours() -> None:
     x, labels = pictures(50, 3, 6, 7), torch.arange(50)
-    y, same, other, share = mixup(x, labels, 0.5, draws(2))
+    y, same, other, share = mixup(x, labels, 0.5, seeded_draws(2))
     assert same is labels
     assert share.dtype == torch.float32
     assert share.shape == (50,)
@@ -238,10 +240,10 @@ def test_mixup_is_a_convex_blend_of_neighbours() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.sampled_from([1, 3]), st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
-def test_cutmixs_share_is_the_pixels_that_stayed(b: int, c: int, h: int, w: int, seed: int) -> None:
+def test_the_cutmix_share_is_the_fraction_of_pixels_kept(b: int, c: int, h: int, w: int, seed: int) -> None:
     labels = torch.arange(b)
     x = labels.float().view(b, 1, 1, 1).expand(b, c, h, w) / b  # every pixel tells which image it is from
-    y, same, other, share = cutmix(x, labels, 1.0, draws(seed))
+    y, same, other, share = cutmix(x, labels, 1.0, seeded_draws(seed))
     assert same is labels
     assert other.tolist() == [min(i ^ 1, b - 1) if i ^ 1 < b else max(i - 1, 0) for i in range(b)]
     for i in range(b):
@@ -260,11 +262,11 @@ def test_cutmixs_share_is_the_pixels_that_stayed(b: int, c: int, h: int, w: int,
 
 def test_cutmix_pastes_from_the_same_place_and_areas_follow_beta() -> None:
     x = pictures(30, 3, 12, 12)
-    y, _, other, _ = cutmix(x, torch.arange(30), 1.0, draws(1))
+    y, _, other, _ = cutmix(x, torch.arange(30), 1.0, seeded_draws(1))
     assert ((y == x) | (y == x[other])).all()
     # Unless the border clips the box, its sides are floor(side * sqrt(1 - share)); for alpha 1 the share is uniform. A
     # simulation in numpy gives the expected area of the clipped boxes.
-    _, _, _, share = cutmix(torch.zeros(20_000, 1, 16, 16), torch.zeros(20_000), 1.0, draws(2))
+    _, _, _, share = cutmix(torch.zeros(20_000, 1, 16, 16), torch.zeros(20_000), 1.0, seeded_draws(2))
     rng = np.random.default_rng(0)
     side = (16 * np.sqrt(rng.random(20_000))).astype(int)
     areas = np.ones(20_000)
@@ -278,9 +280,9 @@ def test_cutmix_pastes_from_the_same_place_and_areas_follow_beta() -> None:
 # All together
 
 
-def test_everything_off_gives_the_very_same_tensors() -> None:
+def test_without_augmentation_the_same_tensors_are_returned() -> None:
     x, labels, off = pictures(4, 3, 6, 6), torch.arange(4), Augmentation()
-    generator, host = drawn(), drawn()
+    generator, host = seeded_generator(), seeded_generator()
     before = generator.get_state()
     assert off.changes(x, labels, 6, 0, 0, Draws(generator), 0.0) is x
     images, same, other, share = off.mixes(x, labels, Draws(generator), host)
@@ -291,10 +293,10 @@ def test_everything_off_gives_the_very_same_tensors() -> None:
     assert torch.equal(generator.get_state(), before)
 
 
-def test_flip_and_shift_draw_as_they_always_did() -> None:
+def test_the_draws_of_flip_and_shift_have_not_changed() -> None:
     x = pictures(40, 3, 8, 8)
-    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 40, 3, 1, draws(9), 0.0)
-    generator = drawn(9)
+    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 40, 3, 1, seeded_draws(9), 0.0)
+    generator = seeded_generator(9)
     mirrored = torch.rand(40, generator=generator) < 0.5
     offsets = torch.randint(0, 5, (2, 40, 1), generator=generator)
     for i in range(40):
@@ -304,7 +306,7 @@ def test_flip_and_shift_draw_as_they_always_did() -> None:
         np.testing.assert_array_equal(y[i].numpy(), padded[:, row : row + 8, column : column + 8])
 
 
-def test_changes_come_in_the_documented_order() -> None:
+def test_changes_are_applied_in_the_documented_order() -> None:
     x, index, fill = pictures(30, 3, 12, 12), torch.arange(30), torch.tensor([0.1, 0.2, 0.3])
     on = Augmentation(
         shift=2,
@@ -324,7 +326,7 @@ def test_changes_come_in_the_documented_order() -> None:
         randaugment=1,
         magnitude=7,
     )
-    g = draws(6)
+    g = seeded_draws(6)
     expected = random_resized_crop(x, (0.5, 1.0), (1 / 1.5, 1.5), g)
     expected = alternating_flip(expected, index, 2, 11, 30)
     expected = random_flip(expected, g, dim=2)
@@ -333,20 +335,20 @@ def test_changes_come_in_the_documented_order() -> None:
     expected = color_jitter(expected, 0.2, 0.3, 0.4, g)
     expected = rand_augment(expected, 1, 7, g, fill)
     expected = cutout(expected, 4, g, fill)
-    assert torch.equal(on.changes(x, index, 30, 2, 11, draws(6), fill), expected)
+    assert torch.equal(on.changes(x, index, 30, 2, 11, seeded_draws(6), fill), expected)
 
 
-def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:
+def test_each_batch_gets_either_mixup_or_cutmix() -> None:
     x, labels = pictures(6, 1, 8, 8), torch.arange(6)
     one = {
-        "mixup": Augmentation(mixup=0.3).mixes(x, labels, draws(1), drawn())[0],
-        "cutmix": Augmentation(cutmix=0.7).mixes(x, labels, draws(1), drawn())[0],
+        "mixup": Augmentation(mixup=0.3).mixes(x, labels, seeded_draws(1), seeded_generator())[0],
+        "cutmix": Augmentation(cutmix=0.7).mixes(x, labels, seeded_draws(1), seeded_generator())[0],
     }
-    assert torch.equal(one["mixup"], mixup(x, labels, 0.3, draws(1))[0])
-    assert torch.equal(one["cutmix"], cutmix(x, labels, 0.7, draws(1))[0])
-    host, found = drawn(), []
+    assert torch.equal(one["mixup"], mixup(x, labels, 0.3, seeded_draws(1))[0])
+    assert torch.equal(one["cutmix"], cutmix(x, labels, 0.7, seeded_draws(1))[0])
+    host, found = seeded_generator(), []
     for _ in range(400):
-        images = Augmentation(mixup=0.3, cutmix=0.7).mixes(x, labels, draws(1), host)[0]
+        images = Augmentation(mixup=0.3, cutmix=0.7).mixes(x, labels, seeded_draws(1), host)[0]
         found += [name for name, result in one.items() if torch.equal(images, result)]
     assert len(found) == 400
     assert 150 < found.count("mixup") < 250
@@ -355,7 +357,7 @@ def test_of_mixup_and_cutmix_each_batch_gets_one() -> None:
 @pytest.mark.parametrize("channels", [2, 5])
 def test_rand_augment_of_many_channels_changes_each_as_a_grey_image(channels: int) -> None:
     images = torch.rand(40, channels, 12, 12, generator=torch.Generator().manual_seed(0))
-    together = rand_augment(images, 1, 20, draws(1))
+    together = rand_augment(images, 1, 20, seeded_draws(1))
     for c in range(channels):  # neither has the saturation operation, so the draws are the same
-        alone = rand_augment(images[:, c : c + 1], 1, 20, draws(1))
+        alone = rand_augment(images[:, c : c + 1], 1, 20, seeded_draws(1))
         torch.testing.assert_close(together[:, c : c + 1], alone)

@@ -41,25 +41,25 @@ def batches(
     return list(loader.shuffled(3, 1))
 
 
-def linear(classes: int) -> nn.Sequential:
+def linear_network(classes: int) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(16, classes)).double()
 
 
-def update(model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
+def step_loss(model: nn.Module, x: Tensor, y: Tensor, smoothing: float = 0.0) -> Tensor:
     """Run a step and return its loss. The parameters keep the gradients."""
     return train_step(model, make_optimizer(model, Recipe()), x.double(), y, smoothing)[0]
 
 
-def test_class_weights_are_those_of_pytorchs_cross_entropy() -> None:
+def test_class_weights_match_pytorchs_cross_entropy() -> None:
     counts = [2, 5, 0, 13]
-    images, model, reference = image_set(counts), linear(4), linear(4)
+    images, model, reference = image_set(counts), linear_network(4), linear_network(4)
     # 20 images, 3 classes with images: the weight of a class with n images is 20 / (3 n)
     weight = torch.tensor([20 / 3 / n if n else 0.0 for n in counts], dtype=torch.float64)
     torch.testing.assert_close(loss_weights(images, "weights"), weight[images.labels].float())
     for (x, y), (x2, plain) in zip(batches(images, "weights"), batches(images), strict=True):
         assert torch.equal(x, x2)
-        loss = update(model, x, y.double())
+        loss = step_loss(model, x, y.double())
         expected = nn.CrossEntropyLoss(weight=weight)(reference(x.double()), plain)
         expected.backward()
         torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
@@ -73,14 +73,14 @@ def test_an_image_of_weight_three_counts_like_three_images(smoothing: float) -> 
     weights = [1.0, 3.0, 2.0, 1.0, 1.0]
     images = image_set([2, 3], weights)
     ((x, y),) = batches(images)
-    loss = update(linear(2), x, y.double(), smoothing)
+    loss = step_loss(linear_network(2), x, y.double(), smoothing)
     ((plain_x, plain_y),) = batches(replace(images, weights=None))
     assert torch.equal(x, plain_x)
     # the sums of the rows are proportional to the weights
     times = (y.sum(1) / y.sum(1).min()).round().long()
     assert sorted(times.tolist()) == sorted(map(int, weights))
     copies = plain_x.repeat_interleave(times, 0), plain_y.repeat_interleave(times)
-    torch.testing.assert_close(loss, update(linear(2), *copies, smoothing), rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, step_loss(linear_network(2), *copies, smoothing), rtol=1e-6, atol=0)
 
 
 def test_mixed_images_carry_the_weights_of_both() -> None:
@@ -129,12 +129,12 @@ def test_an_epoch_of_the_sampler_depends_on_seed_and_epoch_and_continues_anywher
 
 
 @pytest.mark.parametrize("bad", [float("nan"), -1.0, float("inf"), -float("inf")])
-def test_a_weight_that_is_no_weight_names_its_image(bad: float) -> None:
+def test_an_invalid_weight_names_its_image(bad: float) -> None:
     with pytest.raises(CnnlabError, match=r"1\.png"):
         image_set([2, 1], [1.0, bad, 1.0])
 
 
-def test_a_training_says_what_balance_does(cnnlab: Command, tmp_path: Path) -> None:
+def test_a_training_explains_what_balance_does(cnnlab: Command, tmp_path: Path) -> None:
     images = image_set([3, 27])
     (hint,) = balance_lines(images, "none")
     assert "9 times" in hint

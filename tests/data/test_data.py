@@ -28,14 +28,14 @@ def some_images(n: int, channels: int = 1, side: int = 8) -> ImageSet:
     return ImageSet(images, torch.arange(n) % 3, [str(i) for i in range(n)], ["a", "b", "c"])
 
 
-def plain(images: ImageSet, image_size: int = 0, normalize: bool = False) -> Preprocessing:
+def plain_preprocessing(images: ImageSet, image_size: int = 0, normalize: bool = False) -> Preprocessing:
     return Preprocessing.of(images.images, image_size=image_size, fit="pad", normalize=normalize)
 
 
 # Sources
 
 
-def test_digits_are_scikit_learns_and_the_parts_do_not_overlap() -> None:
+def test_digits_match_scikit_learn_and_the_splits_do_not_overlap() -> None:
     train, test = load_images("digits", "train"), load_images("digits", "test")
     assert train is not None
     assert test is not None
@@ -55,7 +55,7 @@ def test_digits_are_scikit_learns_and_the_parts_do_not_overlap() -> None:
 
 
 @pytest.mark.parametrize(("split", "train"), [("train", True), ("test", False)])
-def test_fashion_mnist_is_torchvisions(fashion_folder: Path, tmp_path: Path, split: str, train: bool) -> None:
+def test_fashion_mnist_matches_torchvision(fashion_folder: Path, tmp_path: Path, split: str, train: bool) -> None:
     found = load_images("fashion-mnist", split, SourceOptions(data_dir=fashion_folder))
     assert found is not None
     # torchvision unpacks next to the files, so it gets a folder of symlinks
@@ -95,7 +95,7 @@ def test_every_source_is_in_the_table() -> None:
     assert set(DATASETS) > {"digits", "fashion-mnist", "mnist", "cifar10"}
 
 
-def test_fingerprint_changes_with_anything() -> None:
+def test_fingerprint_changes_with_pixels_labels_classes_and_shape() -> None:
     base = some_images(6)
     same = ImageSet(base.images.clone(), base.labels.clone(), base.ids, base.classes)
     assert base.fingerprint() == same.fingerprint()
@@ -142,7 +142,7 @@ def test_split_depends_on_the_seed() -> None:
 def test_an_epoch_has_every_image_once(n: int, batch_size: int, epoch: int) -> None:
     images = some_images(n)
     images.images[:, 0, 0, 0] = torch.arange(n, dtype=torch.uint8)  # each image carries its number
-    loader = Loader(images, plain(images), batch_size, CPU)
+    loader = Loader(images, plain_preprocessing(images), batch_size, CPU)
     batches = list(loader.shuffled(seed=3, epoch=epoch))
     numbers = torch.cat([(x[:, 0, 0, 0] * 255).round().long() for x, _ in batches])
     assert sorted(numbers.tolist()) == list(range(n))
@@ -155,7 +155,7 @@ def test_an_epoch_has_every_image_once(n: int, batch_size: int, epoch: int) -> N
     torch.testing.assert_close(in_order, images.images / 255)
 
 
-def same_batches(one: Loader, two: Loader) -> None:
+def assert_same_batches(one: Loader, two: Loader) -> None:
     for epoch in range(2):
         for (x, y), (x2, y2) in zip(one.shuffled(5, epoch), two.shuffled(5, epoch), strict=True):
             assert torch.equal(x, x2)
@@ -172,20 +172,20 @@ EVERY_AUGMENTATION = Augmentation(shift=1, flip=True, cutout=2, brightness=0.2, 
 @given(n=st.integers(0, 70), batch_size=st.integers(1, 30), channels=st.sampled_from([1, 3]))
 def test_a_set_that_stays_on_the_host_gives_the_same_batches(n: int, batch_size: int, channels: int) -> None:
     images = some_images(n, channels)
-    pre = plain(images if n else some_images(3, channels), normalize=True)
+    pre = plain_preprocessing(images if n else some_images(3, channels), normalize=True)
     one, two = (
         Loader(images, pre, batch_size, CPU, augmentation=EVERY_AUGMENTATION, resident=r) for r in (True, False)
     )
     assert (one.feeder.resident, two.feeder.resident) == (True, False)
-    same_batches(one, two)
+    assert_same_batches(one, two)
 
 
 def test_an_interrupted_epoch_can_be_restarted() -> None:
     images = some_images(40)
-    one, two = (Loader(images, plain(images), 7, CPU, resident=r) for r in (True, False))
+    one, two = (Loader(images, plain_preprocessing(images), 7, CPU, resident=r) for r in (True, False))
     for _ in two.shuffled(5, 0):
         break
-    same_batches(one, two)
+    assert_same_batches(one, two)
 
 
 def test_a_set_larger_than_half_of_the_free_memory_stays_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_a_set_larger_than_half_of_the_free_memory_stays_on_the_host(monkeypatch
     free[0] = 570
     assert not feeder.fits_on_device(images, cuda)
     assert given == [1]
-    assert Loader(some_images(10), plain(some_images(10)), 5, CPU).feeder.resident
+    assert Loader(some_images(10), plain_preprocessing(some_images(10)), 5, CPU).feeder.resident
 
 
 @settings(deadline=None)
@@ -213,9 +213,7 @@ def test_a_set_larger_than_half_of_the_free_memory_stays_on_the_host(monkeypatch
     b=st.integers(1, 4), c=st.sampled_from((1, 3)), h=st.integers(1, 6), w=st.integers(1, 6), turned=st.booleans(),
     layout=st.sampled_from((torch.contiguous_format, torch.channels_last)),
 )  # fmt: skip
-def test_another_layout_has_torchs_strides(
-    b: int, c: int, h: int, w: int, turned: bool, layout: torch.memory_format
-) -> None:
+def test_in_layout_matches_torch(b: int, c: int, h: int, w: int, turned: bool, layout: torch.memory_format) -> None:
     x = torch.rand(b, c, w, h).transpose(2, 3) if turned else torch.rand(b, c, h, w)
     found, expected = in_layout(x, layout), x.to(memory_format=layout)
     assert torch.equal(found, expected)
@@ -227,7 +225,7 @@ def test_another_layout_has_torchs_strides(
 
 @settings(deadline=None)
 @given(b=st.integers(1, 5), c=st.sampled_from((1, 3)), side=st.integers(4, 9), more=st.integers(1, 20))
-def test_images_are_enlarged_alike_as_channels_of_one(b: int, c: int, side: int, more: int) -> None:
+def test_enlarging_as_channels_of_one_image_gives_the_same_result(b: int, c: int, side: int, more: int) -> None:
     x = torch.rand(b, c, side, side)
     plainly = torch.nn.functional.interpolate(x, size=(side + more, side + more), mode="bilinear")
     assert torch.equal(enlarged(x, side + more), plainly)
@@ -236,7 +234,7 @@ def test_images_are_enlarged_alike_as_channels_of_one(b: int, c: int, side: int,
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_gpus_short_ways_give_the_same_bits() -> None:
+def test_gpu_shortcuts_give_the_same_bits() -> None:
     images = torch.randint(256, (300, 3, 28, 28), dtype=torch.uint8, device="cuda")
     assert torch.equal(images.div(255), images.float().div_(255))
     x = images.float() / 255
@@ -250,10 +248,12 @@ def test_a_gpu_gets_the_same_batches_from_the_host_without_waiting() -> None:
     cuda = torch.device("cuda")
     images = some_images(3000, 3, 32)
     one, two = (
-        Loader(images, plain(images, normalize=True), 64, cuda, augmentation=EVERY_AUGMENTATION, resident=r)
+        Loader(
+            images, plain_preprocessing(images, normalize=True), 64, cuda, augmentation=EVERY_AUGMENTATION, resident=r
+        )
         for r in (True, False)
     )
-    same_batches(one, two)
+    assert_same_batches(one, two)
     batches, busy = two.shuffled(0, 0), torch.randn(2000, 2000, device=cuda)
     next(batches)
     torch.cuda.set_sync_debug_mode("error")
@@ -272,7 +272,7 @@ def test_a_gpu_gets_the_same_batches_from_the_host_without_waiting() -> None:
 
 def test_epochs_differ_and_repeat() -> None:
     images = some_images(100)
-    loader = Loader(images, plain(images), 10, CPU, augmentation=Augmentation(shift=2, flip=True))
+    loader = Loader(images, plain_preprocessing(images), 10, CPU, augmentation=Augmentation(shift=2, flip=True))
 
     def epoch(seed: int, number: int) -> torch.Tensor:
         torch.rand(7)  # the global generator must not matter
@@ -283,27 +283,27 @@ def test_epochs_differ_and_repeat() -> None:
     assert not torch.equal(epoch(0, 3), epoch(1, 3))
 
 
-def test_unnormalised_batches_are_torchvisions_to_tensor() -> None:
+def test_unnormalised_batches_match_torchvisions_to_tensor() -> None:
     images = some_images(5, channels=3)
-    (x, _), *_ = Loader(images, plain(images), 5, CPU)
+    (x, _), *_ = Loader(images, plain_preprocessing(images), 5, CPU)
     for i in range(5):
         theirs = to_tensor(Image.fromarray(images.images[i].permute(1, 2, 0).numpy()))
         torch.testing.assert_close(x[i], theirs, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(("side", "to"), [(28, 224), (28, 96), (8, 28), (28, 20)])
-def test_resizing_is_pillows_to_a_grey_level(side: int, to: int) -> None:
+def test_resizing_matches_pillow_to_one_grey_level(side: int, to: int) -> None:
     images = some_images(4, side=side)
-    x = plain(images, image_size=to).resized(images.images)
+    x = plain_preprocessing(images, image_size=to).resized(images.images)
     assert x.shape == (4, 1, to, to)
     for i in range(4):
         theirs = Image.fromarray(images.images[i, 0].numpy()).resize((to, to), Image.Resampling.BILINEAR)
         assert np.abs(x[i, 0].numpy() * 255 - np.asarray(theirs, dtype=np.float64)).max() < 1.001
 
 
-def test_normalisation_is_numpys() -> None:
+def test_normalisation_matches_numpy() -> None:
     images = some_images(40, channels=3)
-    pre = plain(images, normalize=True)
+    pre = plain_preprocessing(images, normalize=True)
     values = images.images.numpy().astype(np.float64) / 255
     np.testing.assert_allclose(pre.mean, values.mean((0, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(pre.std, values.std((0, 2, 3)), rtol=1e-12)
@@ -317,4 +317,4 @@ def test_a_constant_channel_does_not_divide_by_zero() -> None:
     images = ImageSet(
         torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), list("abcd"), ["a"]
     )
-    assert torch.isfinite(plain(images, normalize=True)(images.images)).all()
+    assert torch.isfinite(plain_preprocessing(images, normalize=True)(images.images)).all()

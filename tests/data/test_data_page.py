@@ -64,20 +64,20 @@ NOISE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 RGB, GREY = Image.fromarray(NOISE), Image.fromarray(NOISE[..., 0])
 
 
-def written(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     out = io.BytesIO()
     image.copy().save(out, kind, **options)  # a copy: Pillow stores a JPEG's settings in the image
     return out.getvalue()
 
 
-def grey(dtype: type, low: float, high: float, missing: float | None = None, kind: str = "TIFF") -> bytes:
+def encode_grey(dtype: type, low: float, high: float, missing: float | None = None, kind: str = "TIFF") -> bytes:
     values = np.linspace(low, high, 256).astype(dtype)
     if missing is not None:
         values[5::10] = missing
-    return written(Image.fromarray(values.reshape(16, 16)), kind)
+    return encode(Image.fromarray(values.reshape(16, 16)), kind)
 
 
-def deep(channels: int) -> np.ndarray:
+def random_uint16(channels: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 65536, (16, 16, channels), np.uint16)
 
 
@@ -108,96 +108,106 @@ def png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def turned() -> bytes:
+def turned_jpeg() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
-    return written(RGB, "JPEG", exif=exif)
+    return encode(RGB, "JPEG", exif=exif)
 
 
-def drawing() -> bytes:
+def transparent_drawing() -> bytes:
     """Return a black shape on a transparent background."""
     pixels = np.zeros((16, 16, 4), np.uint8)
     pixels[4:12, 4:12, 3] = 255
-    return written(Image.fromarray(pixels), "PNG")
+    return encode(Image.fromarray(pixels), "PNG")
 
 
-def cut_off() -> bytes:
-    whole = written(Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30), "JPEG")
+def cut_off_jpeg() -> bytes:
+    whole = encode(Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30), "JPEG")
     return whole[: len(whole) // 2] + b"\xff\xd9"
 
 
 # description, file name, content, outcome
 FILES: list[tuple[str, str, Callable[[], bytes], str]] = [
-    ("PNG, RGB", "1.png", lambda: written(RGB, "PNG"), ACCEPTED),
-    ("PNG, grey", "1.png", lambda: written(GREY, "PNG"), ACCEPTED),
-    ("PNG, palette", "1.png", lambda: written(RGB.convert("P"), "PNG"), ACCEPTED),
-    ("PNG, black and white", "1.png", lambda: written(GREY.convert("1"), "PNG"), ACCEPTED),
-    ("PNG, RGB, 16 bits of which 12 are used", "1.png", lambda: png(deep(3) >> 4), ACCEPTED),
-    ("PNG, dark drawing on a transparent ground", "1.png", drawing, ACCEPTED),
-    ("JPEG, RGB", "1.jpg", lambda: written(RGB, "JPEG"), ACCEPTED),
-    ("JPEG, grey", "1.jpeg", lambda: written(GREY, "JPEG"), ACCEPTED),
-    ("JPEG, CMYK", "1.jpg", lambda: written(RGB.convert("CMYK"), "JPEG"), ACCEPTED),
-    ("JPEG, turned by its EXIF orientation", "1.jpg", turned, ACCEPTED),
-    ("JPEG, cut off but closed", "1.jpg", cut_off, ACCEPTED),
-    ("JPEG, without its end marker", "1.jpg", lambda: written(RGB, "JPEG")[:-2], ACCEPTED),
-    ("WebP", "1.webp", lambda: written(RGB, "WEBP"), ACCEPTED),
-    ("AVIF", "1.avif", lambda: written(RGB, "AVIF"), ACCEPTED),
-    ("JPEG 2000", "1.jp2", lambda: written(RGB, "JPEG2000"), ACCEPTED),
-    ("GIF", "1.gif", lambda: written(RGB, "GIF"), ACCEPTED),
-    ("GIF, animated", "1.gif", lambda: written(RGB, "GIF", save_all=True, append_images=[GREY]), ACCEPTED),
-    ("BMP", "1.bmp", lambda: written(RGB, "BMP"), ACCEPTED),
-    ("TIFF, RGB", "1.tif", lambda: written(RGB, "TIFF"), ACCEPTED),
-    ("TIFF, several pages", "1.tiff", lambda: written(RGB, "TIFF", save_all=True, append_images=[GREY]), ACCEPTED),
-    ("TIFF, grey, 16 bits of which 12 are used", "1.tif", lambda: grey(np.uint16, 0, 4095), ACCEPTED),
-    ("PNG, grey, 16 bits, 32000 to 33000", "1.png", lambda: grey(np.uint16, 32_000, 33_000, kind="PNG"), ACCEPTED),
-    ("TIFF, floating point, 0 to 1, a tenth of it -9999", "1.tif", lambda: grey(np.float32, 0, 1, -9999), ACCEPTED),
-    ("TIFF, floating point, 0 to 1.01", "1.tif", lambda: grey(np.float32, 0, 1.01), ACCEPTED),
-    ("TIFF, 32-bit integers, -1000 to 3000", "1.tif", lambda: grey(np.int32, -1000, 3000), ACCEPTED),
-    ("TIFF, RGB, 16 bits", "1.tif", lambda: tiff(deep(3), photometric="rgb"), ACCEPTED),
+    ("PNG, RGB", "1.png", lambda: encode(RGB, "PNG"), ACCEPTED),
+    ("PNG, grey", "1.png", lambda: encode(GREY, "PNG"), ACCEPTED),
+    ("PNG, palette", "1.png", lambda: encode(RGB.convert("P"), "PNG"), ACCEPTED),
+    ("PNG, black and white", "1.png", lambda: encode(GREY.convert("1"), "PNG"), ACCEPTED),
+    ("PNG, RGB, 16 bits of which 12 are used", "1.png", lambda: png(random_uint16(3) >> 4), ACCEPTED),
+    ("PNG, dark drawing on a transparent ground", "1.png", transparent_drawing, ACCEPTED),
+    ("JPEG, RGB", "1.jpg", lambda: encode(RGB, "JPEG"), ACCEPTED),
+    ("JPEG, grey", "1.jpeg", lambda: encode(GREY, "JPEG"), ACCEPTED),
+    ("JPEG, CMYK", "1.jpg", lambda: encode(RGB.convert("CMYK"), "JPEG"), ACCEPTED),
+    ("JPEG, turned by its EXIF orientation", "1.jpg", turned_jpeg, ACCEPTED),
+    ("JPEG, cut off but closed", "1.jpg", cut_off_jpeg, ACCEPTED),
+    ("JPEG, without its end marker", "1.jpg", lambda: encode(RGB, "JPEG")[:-2], ACCEPTED),
+    ("WebP", "1.webp", lambda: encode(RGB, "WEBP"), ACCEPTED),
+    ("AVIF", "1.avif", lambda: encode(RGB, "AVIF"), ACCEPTED),
+    ("JPEG 2000", "1.jp2", lambda: encode(RGB, "JPEG2000"), ACCEPTED),
+    ("GIF", "1.gif", lambda: encode(RGB, "GIF"), ACCEPTED),
+    ("GIF, animated", "1.gif", lambda: encode(RGB, "GIF", save_all=True, append_images=[GREY]), ACCEPTED),
+    ("BMP", "1.bmp", lambda: encode(RGB, "BMP"), ACCEPTED),
+    ("TIFF, RGB", "1.tif", lambda: encode(RGB, "TIFF"), ACCEPTED),
+    ("TIFF, several pages", "1.tiff", lambda: encode(RGB, "TIFF", save_all=True, append_images=[GREY]), ACCEPTED),
+    ("TIFF, grey, 16 bits of which 12 are used", "1.tif", lambda: encode_grey(np.uint16, 0, 4095), ACCEPTED),
+    (
+        "PNG, grey, 16 bits, 32000 to 33000",
+        "1.png",
+        lambda: encode_grey(np.uint16, 32_000, 33_000, kind="PNG"),
+        ACCEPTED,
+    ),
+    (
+        "TIFF, floating point, 0 to 1, a tenth of it -9999",
+        "1.tif",
+        lambda: encode_grey(np.float32, 0, 1, -9999),
+        ACCEPTED,
+    ),
+    ("TIFF, floating point, 0 to 1.01", "1.tif", lambda: encode_grey(np.float32, 0, 1.01), ACCEPTED),
+    ("TIFF, 32-bit integers, -1000 to 3000", "1.tif", lambda: encode_grey(np.int32, -1000, 3000), ACCEPTED),
+    ("TIFF, RGB, 16 bits", "1.tif", lambda: tiff(random_uint16(3), photometric="rgb"), ACCEPTED),
     (
         "TIFF, RGB and a fourth channel that is not opacity",
         "1.tif",
-        lambda: tiff(deep(4), photometric="rgb", extrasamples=["unspecified"]),
+        lambda: tiff(random_uint16(4), photometric="rgb", extrasamples=["unspecified"]),
         ACCEPTED,
     ),
-    ("TIFF, five channels, 16 bits", "1.tif", lambda: tiff(deep(5), photometric="minisblack"), ACCEPTED),
+    ("TIFF, five channels, 16 bits", "1.tif", lambda: tiff(random_uint16(5), photometric="minisblack"), ACCEPTED),
     (
         "TIFF, five channels, each in a plane, floating point",
         "1.tif",
-        lambda: tiff(deep(5).transpose(2, 0, 1) / np.float32(65535), planarconfig="separate"),
+        lambda: tiff(random_uint16(5).transpose(2, 0, 1) / np.float32(65535), planarconfig="separate"),
         ACCEPTED,
     ),
     (
         "TIFF, five channels of ImageJ",
         "1.tif",
-        lambda: tiff(deep(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
+        lambda: tiff(random_uint16(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}),
         ACCEPTED,
     ),
     (
         "TIFF, depth of ImageJ",
         "1.tif",
-        lambda: tiff(deep(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "ZYX"}),
+        lambda: tiff(random_uint16(5).transpose(2, 0, 1), imagej=True, metadata={"axes": "ZYX"}),
         ACCEPTED,
     ),
-    ("NumPy, uint8 (H, W, 5)", "1.npy", lambda: npy((deep(5) >> 8).astype(np.uint8)), ACCEPTED),
-    ("NumPy, uint16 (5, H, W)", "1.npy", lambda: npy(deep(5).transpose(2, 0, 1)), ACCEPTED),
-    ("NumPy, float32 (H, W), 0 to 1", "1.npy", lambda: npy(deep(1)[..., 0] / np.float32(65535)), ACCEPTED),
+    ("NumPy, uint8 (H, W, 5)", "1.npy", lambda: npy((random_uint16(5) >> 8).astype(np.uint8)), ACCEPTED),
+    ("NumPy, uint16 (5, H, W)", "1.npy", lambda: npy(random_uint16(5).transpose(2, 0, 1)), ACCEPTED),
+    ("NumPy, float32 (H, W), 0 to 1", "1.npy", lambda: npy(random_uint16(1)[..., 0] / np.float32(65535)), ACCEPTED),
     ("NumPy, uint8 (H, W, 3)", "1.npy", lambda: npy(NOISE), ACCEPTED),
     ("NumPy, (16, 16, 16)", "1.npy", lambda: npy(np.zeros((16, 16, 16), np.uint8)), REFUSED),
     ("NumPy, four axes", "1.npy", lambda: npy(np.zeros((2, 3, 16, 16), np.uint8)), REFUSED),
     ("NumPy, objects", "1.npy", lambda: npy(np.array([["a", None]])), REFUSED),
-    ("HEIC (with pillow-heif)", "1.heic", lambda: written(RGB, "HEIF"), ACCEPTED),
-    ("PNM", "1.ppm", lambda: written(RGB, "PPM"), ACCEPTED),
-    ("TGA", "1.tga", lambda: written(RGB, "TGA"), ACCEPTED),
-    ("ICO", "1.ico", lambda: written(RGB, "ICO", sizes=[(16, 16)]), ACCEPTED),
-    ("PCX", "1.pcx", lambda: written(RGB, "PCX"), ACCEPTED),
-    ("SGI", "1.sgi", lambda: written(RGB, "SGI"), ACCEPTED),
-    ("WebP whose name ends in .jpg", "1.jpg", lambda: written(RGB, "WEBP"), ACCEPTED),
-    ("JPEG that stops in the middle", "1.jpg", lambda: written(RGB.resize((99, 99)), "JPEG")[:900], REFUSED),
-    ("JPEG that stops in its header", "1.jpg", lambda: written(RGB, "JPEG")[:300], REFUSED),
+    ("HEIC (with pillow-heif)", "1.heic", lambda: encode(RGB, "HEIF"), ACCEPTED),
+    ("PNM", "1.ppm", lambda: encode(RGB, "PPM"), ACCEPTED),
+    ("TGA", "1.tga", lambda: encode(RGB, "TGA"), ACCEPTED),
+    ("ICO", "1.ico", lambda: encode(RGB, "ICO", sizes=[(16, 16)]), ACCEPTED),
+    ("PCX", "1.pcx", lambda: encode(RGB, "PCX"), ACCEPTED),
+    ("SGI", "1.sgi", lambda: encode(RGB, "SGI"), ACCEPTED),
+    ("WebP whose name ends in .jpg", "1.jpg", lambda: encode(RGB, "WEBP"), ACCEPTED),
+    ("JPEG that stops in the middle", "1.jpg", lambda: encode(RGB.resize((99, 99)), "JPEG")[:900], REFUSED),
+    ("JPEG that stops in its header", "1.jpg", lambda: encode(RGB, "JPEG")[:300], REFUSED),
     ("A web page whose name ends in .jpg", "1.jpg", lambda: b"<!DOCTYPE html><html></html>", REFUSED),
     ("An empty file", "1.png", lambda: b"", REFUSED),
-    ("PNG of 10,000 x 10,000 pixels", "1.png", lambda: written(Image.new("1", (10_000, 10_000)), "PNG"), REFUSED),
+    ("PNG of 10,000 x 10,000 pixels", "1.png", lambda: encode(Image.new("1", (10_000, 10_000)), "PNG"), REFUSED),
 ]
 
 
@@ -219,11 +229,11 @@ def outcome(folder: Path) -> tuple[str, str]:
     return ACCEPTED, "; ".join(parts).replace(str(folder), "PATH")
 
 
-def row(first: str, kind: str, text: str) -> str:
+def table_row(first: str, kind: str, text: str) -> str:
     return f"| {first} | {text if kind == ACCEPTED else f'**refused**: {text}'} |\n".replace("\\", "/")
 
 
-def table(name: str, head: str, rows: list[str], request: pytest.FixtureRequest) -> None:
+def check_table(name: str, head: str, rows: list[str], request: pytest.FixtureRequest) -> None:
     """Compare a table with the one on the page, or write it there."""
     made = f"| {head} |\n| --- | --- |\n{''.join(rows)}"
     file = request.config.getoption("--data-table")
@@ -238,7 +248,7 @@ def table(name: str, head: str, rows: list[str], request: pytest.FixtureRequest)
         assert old == made
 
 
-def test_layouts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_layout_is_read_as_documented(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rows = []
     for number, (files, wanted) in enumerate(LAYOUTS):
         root = tmp_path / f"{number}"
@@ -249,15 +259,15 @@ def test_layouts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
                 Image.fromarray(np.roll(NOISE, i)).save(path, "PNG")
         kind, text = outcome(root)
         assert kind == wanted, (files, text)
-        rows.append(row("<br>".join(f"`{name}`" for name in files.split()), kind, text))
-    table("layouts", "In the folder PATH | Read as", rows, request)
+        rows.append(table_row("<br>".join(f"`{name}`" for name in files.split()), kind, text))
+    check_table("layouts", "In the folder PATH | Read as", rows, request)
 
 
 @pytest.mark.skipif(
     not find_spec("pillow_heif") or not features.check("avif") or not features.check("jpg_2000"),
     reason="this Pillow lacks a format",
 )
-def test_kinds_of_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_kind_of_file_is_read_as_documented(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     rows = []
     for number, (what, name, content, wanted) in enumerate(FILES):
         root = tmp_path / f"{number}"
@@ -279,5 +289,5 @@ def test_kinds_of_files(tmp_path: Path, request: pytest.FixtureRequest) -> None:
             if images.decoding.background == "white":
                 text += "; on white"
             text += "".join(f"; warning: {warning}".replace(str(root), "PATH") for warning in images.warnings)
-        rows.append(row(what, kind, text))
-    table("files", "File | Read as", rows, request)
+        rows.append(table_row(what, kind, text))
+    check_table("files", "File | Read as", rows, request)

@@ -38,7 +38,7 @@ def picture(size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
 # torchvision
 
 
-def test_each_set_is_a_class_that_takes_its_arguments() -> None:
+def test_every_set_is_a_class_that_accepts_its_arguments() -> None:
     import inspect
 
     for name, splits in SETS.items():
@@ -62,7 +62,7 @@ def eurosat(server: Server, patch: pytest.MonkeyPatch) -> None:  # noqa: F811
     patch.setattr(datasets.eurosat, "download_and_extract_archive", from_here)
 
 
-def test_a_set_of_torchvision_is_downloaded_by_us(
+def test_torchvision_sets_are_downloaded_by_cnnlab(
     server: Server,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -89,7 +89,7 @@ def test_a_set_of_torchvision_is_downloaded_by_us(
     assert load("torchvision:EuroSAT", tmp_path / "own").fingerprint() == found.fingerprint()
 
 
-def test_a_disk_without_links_gets_a_copy(
+def test_without_hard_links_files_are_copied(
     server: Server,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -102,7 +102,7 @@ def test_a_disk_without_links_gets_a_copy(
     assert len(load("torchvision:EuroSAT", tmp_path)) == 6
 
 
-def test_a_part_without_labels_and_names_by_number() -> None:
+def test_splits_may_lack_labels_and_classes_are_ordered_by_number() -> None:
     built = {}
     for split in ("train", "test"):
         built[split] = datasets.FER2013.__new__(datasets.FER2013)
@@ -114,7 +114,7 @@ def test_a_part_without_labels_and_names_by_number() -> None:
     assert _classes(people, 2) == ["Bob", "Ann"]
 
 
-def test_images_that_a_set_makes_itself(tmp_path: Path) -> None:
+def test_a_set_that_generates_its_images_is_read(tmp_path: Path) -> None:
     found = load("torchvision:FakeData", tmp_path)
     theirs = datasets.FakeData(size=50, image_size=(3, 32, 32))
     np.testing.assert_array_equal(found.images[7].permute(1, 2, 0).numpy(), np.asarray(theirs[7][0]))
@@ -175,7 +175,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_set_of_class_folders(hub: Path, tmp_path: Path) -> None:
+def test_a_set_of_class_folders_is_read(hub: Path, tmp_path: Path) -> None:
     source = f"hf:{hub / 'folders'}"
     train, test = load(source, tmp_path), load(source, tmp_path, "test")
     assert train.classes == ["cat", "dog"]
@@ -211,7 +211,7 @@ def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:
             load(source, tmp_path, columns="label=nowhere")
 
 
-def saved(root: Path, **splits: dict[str, list[object]]) -> str:
+def save_set(root: Path, **splits: dict[str, list[object]]) -> str:
     library = pytest.importorskip("datasets")
     made = {}
     for split, more in splits.items():
@@ -224,11 +224,11 @@ def saved(root: Path, **splits: dict[str, list[object]]) -> str:
 
 
 def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
-    source = saved(tmp_path, train={"split": ["train", "Train", "test", "val", "train", "test"]})
+    source = save_set(tmp_path, train={"split": ["train", "Train", "test", "val", "train", "test"]})
     assert [len(load(source, tmp_path, split)) for split in ("train", "validation", "test")] == [3, 1, 2]
     assert any("split" in note for note in load(source, tmp_path).notes)
     assert len(load(source, tmp_path, columns="split=")) == 6
-    two = saved(tmp_path / "two", train={"split": ["test"] * 4}, test={"split": ["train"] * 2})
+    two = save_set(tmp_path / "two", train={"split": ["test"] * 4}, test={"split": ["train"] * 2})
     found = load(two, tmp_path)
     assert len(found) == 4
     assert any("is not used" in note for note in found.notes)
@@ -247,12 +247,14 @@ def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
         ({"train_1": {"x": [0, 1]}, "train_2": {"x": [0, 1]}}, "could each be the train split"),
     ],
 )
-def test_faults_of_columns_and_splits(tmp_path: Path, splits: dict[str, dict[str, list[object]]], words: str) -> None:
+def test_faults_in_columns_and_splits_are_named(
+    tmp_path: Path, splits: dict[str, dict[str, list[object]]], words: str
+) -> None:
     with pytest.raises(CnnlabError, match=words):
-        load(saved(tmp_path, **splits), tmp_path)
+        load(save_set(tmp_path, **splits), tmp_path)
 
 
-def test_a_number_without_a_class_is_named() -> None:
+def test_a_label_without_a_class_is_named() -> None:
     with pytest.raises(CnnlabError, match="label 2"):
         _texts("hf:set", [0, 1, 2], SimpleNamespace(names=["cat", "dog"]))
     with pytest.raises(CnnlabError, match=r"label '0.0'"):
@@ -260,12 +262,12 @@ def test_a_number_without_a_class_is_named() -> None:
 
 
 def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:
-    found = load(saved(tmp_path, train={"x": [0] * 4}, unsupervised={"x": [0] * 2}), tmp_path)
+    found = load(save_set(tmp_path, train={"x": [0] * 4}, unsupervised={"x": [0] * 2}), tmp_path)
     assert len(found) == 4
     assert any("unsupervised" in note for note in found.notes)
 
 
-def test_a_table_names_only_files_below_its_folder(tmp_path: Path) -> None:
+def test_a_table_may_name_only_files_below_its_folder(tmp_path: Path) -> None:
     library = pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()
     (tmp_path / "secret.png").write_bytes(picture())
@@ -281,7 +283,7 @@ def test_a_table_names_only_files_below_its_folder(tmp_path: Path) -> None:
                 load(source, tmp_path / "data", columns="path=image")
 
 
-def test_a_local_set_keeps_its_place(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_set_gets_an_absolute_path(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(hub)
     assert absolute("hf:saved") == f"hf:{hub / 'saved'}"
     assert absolute("hf:mnist") == "hf:mnist"
@@ -289,7 +291,7 @@ def test_a_local_set_keeps_its_place(hub: Path, monkeypatch: pytest.MonkeyPatch)
     assert absolute("torchvision:DTD") == "torchvision:DTD"
 
 
-def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_datasets_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -297,8 +299,8 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         load("hf:mnist", tmp_path)
 
 
-def test_a_survey_decodes_no_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = saved(tmp_path, train={"x": [0] * 4})
+def test_a_survey_does_not_decode_images_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_set(tmp_path, train={"x": [0] * 4})
     monkeypatch.setattr("cnnlab.data.files.decode_checked", None)
     for name, expected in ((source, (4, 2, 8, False)), ("torchvision:FakeData", (50, 10, 32, False))):
         found = survey(name, SourceOptions(data_dir=tmp_path))

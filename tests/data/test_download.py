@@ -77,7 +77,7 @@ def parts(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
 
 
-def test_downloads_verifies_and_reports(server: Server, tmp_path: Path) -> None:
+def test_a_download_is_verified_and_reported(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[str, int, int]] = []
     download([server.url], tmp_path / "deep" / "file.gz", md5=MD5, report=lambda *args: seen.append(args))
     assert (tmp_path / "deep" / "file.gz").read_bytes() == CONTENT
@@ -86,7 +86,7 @@ def test_downloads_verifies_and_reports(server: Server, tmp_path: Path) -> None:
     assert [s[1] for s in seen] == sorted(s[1] for s in seen)
 
 
-def test_goes_on_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
+def test_a_download_resumes_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
     server.break_after = 700_000
     with pytest.raises(CnnlabError, match="cannot download file.gz"):
         download([server.url], tmp_path / "file.gz", md5=MD5)
@@ -98,7 +98,7 @@ def test_goes_on_where_it_was_interrupted(server: Server, tmp_path: Path) -> Non
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
 
 
-def test_starts_again_where_the_server_cannot_continue(server: Server, tmp_path: Path) -> None:
+def test_a_download_restarts_if_the_server_cannot_resume(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.gz.part").write_bytes(CONTENT[:1000])
     server.ranges = False
     download([server.url], tmp_path / "file.gz", md5=MD5)
@@ -106,27 +106,27 @@ def test_starts_again_where_the_server_cannot_continue(server: Server, tmp_path:
 
 
 @pytest.mark.parametrize("left", [b"something else", CONTENT[:-1] + b"x", CONTENT + b"more"])
-def test_leftovers_of_another_file_are_fetched_anew(server: Server, tmp_path: Path, left: bytes) -> None:
+def test_partial_downloads_of_another_file_are_replaced(server: Server, tmp_path: Path, left: bytes) -> None:
     (tmp_path / "file.gz.part").write_bytes(left)
     download([server.url], tmp_path / "file.gz", md5=MD5)
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
 
 
-def test_a_complete_leftover_needs_only_its_name(server: Server, tmp_path: Path) -> None:
+def test_a_complete_partial_file_is_not_downloaded_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.gz.part").write_bytes(CONTENT)
     download([server.url], tmp_path / "file.gz", md5=MD5)
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
     assert server.requests == [f"bytes={len(CONTENT)}-"]
 
 
-def test_wrong_checksum_leaves_nothing_and_says_so(server: Server, tmp_path: Path) -> None:
+def test_a_wrong_checksum_leaves_no_file_and_is_reported(server: Server, tmp_path: Path) -> None:
     server.content = b"an error page"
     with pytest.raises(CnnlabError, match=r"wrong checksum \(13 bytes\).*by hand"):
         download([server.url], tmp_path / "file.gz", md5=MD5)
     assert parts(tmp_path) == []
 
 
-def test_second_mirror_serves_when_the_first_does_not(server: Server, tmp_path: Path) -> None:
+def test_the_second_mirror_is_used_if_the_first_fails(server: Server, tmp_path: Path) -> None:
     with Server() as closed:
         dead = closed.url
     download([dead, server.url], tmp_path / "file.gz", md5=MD5)
@@ -150,7 +150,7 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_two_processes_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+def test_two_processes_download_a_file_once(server: Server, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from cnnlab.data.download import download\n"
         f"download([{server.url!r}], Path('file.gz'), md5={MD5!r})"
@@ -176,7 +176,7 @@ def test_a_killed_download_is_continued(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
 
 
-def test_fashion_mnist_from_a_server_of_ones_own(
+def test_fashion_mnist_is_downloaded_from_the_users_own_server(
     fashion_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnnlab.data import SourceOptions, load_images
@@ -240,7 +240,7 @@ def test_waiting_for_another_process_is_reported_and_ends_with_it(server: Server
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
 
 
-def test_a_process_that_holds_the_lock_and_writes_nothing_is_not_waited_for(
+def test_a_stalled_process_that_holds_the_lock_is_not_waited_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cnnlab.data.download._STALLED", 1.0)

@@ -61,7 +61,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.sampled_from([(1, 3, 3), (3, 5, 5), (1, 8, 8)]))
-def test_the_same_pixels_are_found(drawn: list[int], shape: tuple[int, int, int]) -> None:
+def test_identical_pixels_are_found(drawn: list[int], shape: tuple[int, int, int]) -> None:
     """Against a dictionary of the images' bytes."""
     kinds = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (7, *shape), dtype=np.uint8))
     kinds[1] = kinds[0]  # two of the kinds are equal
@@ -79,7 +79,7 @@ def test_the_same_pixels_are_found(drawn: list[int], shape: tuple[int, int, int]
         assert torch.equal(others[i], images[j])
 
 
-def test_images_of_other_sizes_share_nothing() -> None:
+def test_images_of_different_sizes_are_never_identical() -> None:
     assert (
         near_duplicates.shared(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, 4, 4, dtype=torch.uint8))
         == []
@@ -96,7 +96,7 @@ def test_changed_copies_are_found_and_nothing_else(count: int) -> None:
     assert similarity.tolist() == sorted(similarity.tolist(), reverse=True)
 
 
-def test_empty_images_are_not_nearly_alike() -> None:
+def test_uniform_images_are_not_near_duplicates() -> None:
     flat = torch.arange(0, 250, 10, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 12, 12)
     assert len(near_duplicates.near(torch.cat([flat, scenes(20, 12, 1)]))[0]) == 0
 
@@ -110,7 +110,7 @@ def test_frames_of_one_scene_give_a_bounded_number_of_pairs() -> None:
 
 
 @pytest.mark.slow
-def test_fashion_mnist_has_the_pairs_that_a_person_sees(fashion_folder: Path) -> None:
+def test_near_duplicates_in_fashion_mnist_match_those_checked_by_eye(fashion_folder: Path) -> None:
     """Among the first 14,000 training images and all test images. Each pair was checked by eye (docs/log.md)."""
     options = SourceOptions(data_dir=fashion_folder)
     train, test = load_images("fashion-mnist", "train", options), load_images("fashion-mnist", "test", options)
@@ -139,7 +139,7 @@ def split_folder(tmp_path: Path) -> Path:
     return root
 
 
-def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
+def test_duplicates_in_a_folder_are_listed(split_folder: Path, cnnlab: Command) -> None:
     answer = cnnlab("data", "duplicates", f"folder:{split_folder}", "--plot", "pairs.png")
     assert answer.returncode == 0, answer.stderr
     assert "63 images (train 40, test 23)" in answer.stdout
@@ -165,10 +165,10 @@ def test_duplicates_of_a_folder(split_folder: Path, cnnlab: Command) -> None:
     assert "2 test images are exact copies of training images" in " ".join(answer.stdout.split())
 
 
-def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Command) -> None:
+def test_a_run_reports_leaked_test_images(split_folder: Path, quick: Recipe, cnnlab: Command) -> None:
     recipe = quick.changed(data=f"folder:{split_folder}", val_fraction=0.2)
     result = train(recipe, name="leaky")
-    held_out = {i for i in (4, 7) if f"train/{('cats', 'dogs')[i % 2]}/{i}.png" not in _trained(recipe)}
+    held_out = {i for i in (4, 7) if f"train/{('cats', 'dogs')[i % 2]}/{i}.png" not in _training_ids(recipe)}
     assert result.summary["shared"] == {"validation": 0, "test": 2 - len(held_out)}
     if len(held_out) < 2:
         assert f"note: {2 - len(held_out)} of the test images are among the training images" in str(result)
@@ -178,7 +178,7 @@ def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Co
     )
     for seed in range(40):
         chosen = recipe.changed(split_seed=seed)
-        if len({"train/cats/again.png", "train/cats/0.png"} & _trained(chosen)) == 1:
+        if len({"train/cats/again.png", "train/cats/0.png"} & _training_ids(chosen)) == 1:
             break
     result = train(chosen, name="split")
     assert result.summary["shared"]["validation"] == 1
@@ -189,7 +189,7 @@ def test_a_leak_is_told_by_the_run(split_folder: Path, quick: Recipe, cnnlab: Co
     assert "shared" not in train(quick.changed(eval_split="train", val_fraction=0.0), name="all").summary["shared"]
 
 
-def test_a_training_outlives_test_images_that_cannot_be_read(
+def test_a_training_continues_if_test_images_cannot_be_read(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def damaged(*_: object) -> int:
@@ -201,13 +201,13 @@ def test_a_training_outlives_test_images_that_cannot_be_read(
     assert "not searched for duplicates: t10k-images-idx3-ubyte.gz" in told.out + told.err
 
 
-def _trained(recipe: Recipe) -> set[str]:
+def _training_ids(recipe: Recipe) -> set[str]:
     from cnnlab.data.splits import load_splits
 
     return set(load_splits(recipe, SourceOptions(data_dir=Path()))[0].ids)
 
 
-def test_copies_in_the_test_part(split_folder: Path, tmp_path: Path) -> None:
+def test_copies_in_the_test_split_are_counted(split_folder: Path, tmp_path: Path) -> None:
     source, options = f"folder:{split_folder}", SourceOptions(data_dir=tmp_path)
     images = load_images(source, "train", options)
     assert images is not None
@@ -227,13 +227,13 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "labels.csv"
 
 
-def test_labels_that_fit(table: Path, cnnlab: Command) -> None:
+def test_labels_that_match_their_images_have_no_faults(table: Path, cnnlab: Command) -> None:
     answer = cnnlab("data", "labels", table, table.parent / "train", "--classes", "cat,dog")
     assert answer.returncode == 0
     assert "4 rows, 2 classes; 4 images\nevery image has one label, every label an image" in answer.stdout
 
 
-def test_what_is_wrong_with_labels_is_named(table: Path, cnnlab: Command) -> None:
+def test_faults_in_labels_are_named(table: Path, cnnlab: Command) -> None:
     table.write_text("id,label\n1,cat\n1,cat\n2,dog\n2,cat\n2.png,dog\n3,\n4,Cat \n=x,dgo\n")
     found = check_labels(table, table.parent / "train", classes=["cat", "dog", "Cat ", "owl"])
     assert found.faults == {

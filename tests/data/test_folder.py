@@ -20,7 +20,7 @@ def load(path: Path, split: str = "train", **options: object) -> ImageSet:
     return found
 
 
-def test_folder_of_several_formats(shapes: Path) -> None:
+def test_a_folder_of_several_formats_is_read(shapes: Path) -> None:
     found = load(shapes)
     assert found.classes == ["bright", "dark"]
     assert found.images.shape == (40, 3, 20, 20)
@@ -44,7 +44,7 @@ def test_grey_images_have_one_channel(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
 @pytest.mark.parametrize("size", [(40, 20), (13, 31), (16, 16), (1, 50)])
-def test_fitting_is_pillows(tmp_path: Path, fit: str, size: tuple[int, int]) -> None:
+def test_fitting_matches_pillow(tmp_path: Path, fit: str, size: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     image.save(tmp_path / "x.png")
@@ -58,7 +58,7 @@ def test_fitting_is_pillows(tmp_path: Path, fit: str, size: tuple[int, int]) -> 
     np.testing.assert_array_equal(ours.transpose(1, 2, 0), np.asarray(theirs))
 
 
-def test_mixed_sizes_get_a_default_and_the_recipe_may_name_another(tmp_path: Path) -> None:
+def test_mixed_sizes_get_a_default_that_image_size_overrides(tmp_path: Path) -> None:
     for i, name in enumerate(("a", "b")):
         (tmp_path / name).mkdir()
         Image.new("RGB", (30 + i, 40)).save(tmp_path / name / "1.jpg")
@@ -67,7 +67,7 @@ def test_mixed_sizes_get_a_default_and_the_recipe_may_name_another(tmp_path: Pat
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
-def test_a_note_says_which_sizes_were_fitted_and_how(tmp_path: Path, fit: str) -> None:
+def test_a_note_names_the_original_sizes_and_the_fit(tmp_path: Path, fit: str) -> None:
     for i, size in enumerate([(40, 30), (300, 200), (9, 70), (64, 64)]):
         (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
         Image.new("RGB", size, (i, 9 * i, 200)).save(tmp_path / "ab"[i % 2] / f"{i}.png")
@@ -82,7 +82,7 @@ def test_square_images_of_one_size_need_no_note_on_how_they_fit(shapes: Path) ->
     assert note == "images of 20x20 pixels become 32x32"
 
 
-def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path) -> None:
+def test_a_rotated_picture_is_turned_upright(tmp_path: Path) -> None:
     pixels = np.zeros((10, 10), np.uint8)
     pixels[:, 0] = 255
     exif = Image.Exif()
@@ -96,22 +96,22 @@ def test_a_picture_lying_on_its_side_is_turned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "value", "expected"), [("I;16", 65535, 255), ("I;16", 32768, 128), ("L", 77, 77), ("1", 1, 255)]
 )
-def test_depths_of_grey(tmp_path: Path, mode: str, value: int, expected: int) -> None:
+def test_grey_depths_are_scaled_to_8_bits(tmp_path: Path, mode: str, value: int, expected: int) -> None:
     Image.new(mode, (4, 4), value).save(tmp_path / "x.png")
     assert (decode(tmp_path / "x.png", Decoding(1, 4, "pad")) == expected).all()
 
 
-def test_transparent_is_black(tmp_path: Path) -> None:
+def test_transparent_pixels_become_black(tmp_path: Path) -> None:
     Image.new("RGBA", (4, 4), (255, 255, 255, 0)).save(tmp_path / "x.png")
     assert (decode(tmp_path / "x.png", Decoding(3, 4, "pad")) == 0).all()
 
 
-def damage(path: Path) -> None:
+def truncate_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def test_damaged_images_are_named_or_skipped_and_counted(shapes: Path) -> None:
-    damage(shapes / "dark" / "04.png")
+    truncate_file(shapes / "dark" / "04.png")
     (shapes / "bright" / "01.jpg").write_bytes(b"not an image")
     (shapes / "bright" / "02.bmp").write_bytes(b"")
     with pytest.raises(CnnlabError, match=r"bright/01\.jpg is damaged.*--skip-bad"):
@@ -133,7 +133,7 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_empty_and_one_class_folders(tmp_path: Path) -> None:
+def test_empty_and_one_class_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match="holds no images in sub-folders"):
         load(tmp_path)
     (tmp_path / "only").mkdir()
@@ -175,7 +175,7 @@ def test_a_class_may_be_called_train_and_splits_be_capitalised(tmp_path: Path) -
     assert len(load(tmp_path / "pets", "test")) == 1
 
 
-def test_links_that_lead_back_up_and_pipes_are_passed_over(shapes: Path) -> None:
+def test_links_to_parent_folders_and_pipes_are_skipped(shapes: Path) -> None:
     import os
 
     (shapes / "dark" / "up").symlink_to(shapes, target_is_directory=True)
@@ -185,14 +185,14 @@ def test_links_that_lead_back_up_and_pipes_are_passed_over(shapes: Path) -> None
     assert "dark/pipe.png" not in found.ids
 
 
-def test_a_class_that_is_wholly_damaged_is_refused(shapes: Path) -> None:
+def test_a_class_of_damaged_images_only_is_refused(shapes: Path) -> None:
     for path in (shapes / "dark").iterdir():
         path.write_bytes(b"")
     with pytest.raises(CnnlabError, match="image of class dark"):
         load(shapes, skip_bad=True)
 
 
-def test_hidden_files_and_other_files_are_passed_over(shapes: Path) -> None:
+def test_hidden_files_and_other_files_are_skipped(shapes: Path) -> None:
     (shapes / ".cache").mkdir()
     (shapes / "bright" / ".hidden.png").write_bytes(b"x")
     (shapes / "bright" / "Thumbs.db").write_bytes(b"x")
@@ -200,6 +200,6 @@ def test_hidden_files_and_other_files_are_passed_over(shapes: Path) -> None:
     assert len(load(shapes)) == 40
 
 
-def test_same_folder_same_images_in_the_same_order(shapes: Path) -> None:
+def test_a_folder_is_always_read_in_the_same_order(shapes: Path) -> None:
     assert load(shapes).fingerprint() == load(shapes).fingerprint()
     assert torch.equal(load(shapes).labels, load(shapes).labels)

@@ -45,7 +45,7 @@ def folds(images: ImageSet, count: int, **changes: Any) -> Tensor:
 
 
 @st.composite
-def labelled(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+def labels_and_units(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     """Draw the label and the unit (group) of each image, in any distribution."""
     pairs = draw(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 11)), min_size=2, max_size=60))
     labels, units = torch.tensor(pairs).unbind(1)
@@ -53,8 +53,8 @@ def labelled(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(labelled(), st.floats(0.05, 0.9), st.integers(0, 100))
-def test_no_group_is_on_both_sides(data: tuple[Tensor, Tensor], fraction: float, seed: int) -> None:
+@given(labels_and_units(), st.floats(0.05, 0.9), st.integers(0, 100))
+def test_no_group_is_in_both_training_and_validation(data: tuple[Tensor, Tensor], fraction: float, seed: int) -> None:
     labels, units = data
     held_out = deal(labels, units, [1 - fraction, fraction], seed) == 1
     assert not set(units[held_out].tolist()) & set(units[~held_out].tolist())
@@ -65,7 +65,7 @@ def test_no_group_is_on_both_sides(data: tuple[Tensor, Tensor], fraction: float,
 
 
 @settings(max_examples=60, deadline=None)
-@given(labelled(), st.integers(2, 6), st.integers(0, 100))
+@given(labels_and_units(), st.integers(2, 6), st.integers(0, 100))
 def test_folds_cover_each_image_once_and_split_no_group(data: tuple[Tensor, Tensor], count: int, seed: int) -> None:
     labels, units = data
     images = image_set(labels.tolist(), [str(u) for u in units.tolist()])
@@ -88,7 +88,7 @@ def test_folds_cover_each_image_once_and_split_no_group(data: tuple[Tensor, Tens
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=2, max_size=60), st.integers(2, 6), st.integers(0, 100))
-def test_ungrouped_folds_differ_by_one_image_in_all_and_in_each_class(
+def test_ungrouped_folds_differ_by_at_most_one_image_in_total_and_per_class(
     numbers: list[int], count: int, seed: int
 ) -> None:
     labels = torch.tensor(numbers)
@@ -100,23 +100,23 @@ def test_ungrouped_folds_differ_by_one_image_in_all_and_in_each_class(
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_folds_are_as_even_as_those_of_scikit_learn(seed: int) -> None:
+def test_folds_are_at_least_as_even_as_scikit_learns(seed: int) -> None:
     draw = np.random.default_rng(seed)
     units = np.repeat(np.arange(40), draw.integers(1, 40, 40))
     labels = np.where(draw.random(len(units)) < 0.7, units % 3, draw.integers(0, 3, len(units)))
     ours = deal(torch.tensor(labels), torch.tensor(units), [0.2] * 5, seed)
 
-    def uneven(parts: list[np.ndarray]) -> float:
+    def unevenness(parts: list[np.ndarray]) -> float:
         counts = np.stack([np.bincount(labels[part], minlength=3) for part in parts])
         return float((counts / counts.sum(0)).std(0).mean())
 
     mine = [np.flatnonzero(ours.numpy() == f) for f in range(5)]
     peer = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
-    assert uneven(mine) <= uneven([test for _, test in peer.split(labels, labels, units)])
-    assert uneven(mine) <= uneven([test for _, test in GroupKFold(5).split(labels, labels, units)])
+    assert unevenness(mine) <= unevenness([test for _, test in peer.split(labels, labels, units)])
+    assert unevenness(mine) <= unevenness([test for _, test in GroupKFold(5).split(labels, labels, units)])
 
 
-def test_validation_by_group_keeps_the_shares_of_the_classes() -> None:
+def test_validation_by_group_keeps_the_class_proportions() -> None:
     labels = [k for unit in range(60) for k in [unit % 5] * (5 + unit % 7)]
     groups = [f"patient {unit}" for unit in range(60) for _ in range(5 + unit % 7)]
     images = image_set(labels, groups)
@@ -131,7 +131,7 @@ def test_validation_by_group_keeps_the_shares_of_the_classes() -> None:
     assert set(split(images, val_fraction=0.2, group="none").evaluated.groups or ()) & set(divided.train.groups or ())
 
 
-def test_ungrouped_images_are_divided_as_ever() -> None:
+def test_ungrouped_images_are_split_as_before() -> None:
     digits = load_images("digits", "train")
     assert digits is not None
     train, held_out = load_splits(Recipe(), OPTIONS)
@@ -140,13 +140,13 @@ def test_ungrouped_images_are_divided_as_ever() -> None:
     assert divide(load_pool(Recipe(), OPTIONS), Recipe()).info == {}
 
 
-def test_parent_is_the_folder_below_the_class() -> None:
+def test_parent_names_the_folder_below_the_class() -> None:
     ids = ["train/class 0/a/1.png", "class 0/b/left/2.png", "CLASS 1/a/3.png", "scans/a/4.png"]
     images = image_set([0, 0, 1, 1], ids=ids)
     assert group_names(images, "parent") == (["a", "b/left", "a", "scans/a"], "the parent folder")
 
 
-def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() -> None:
+def test_a_regular_expression_names_the_group_by_its_first_group_or_whole_match() -> None:
     images = image_set([0, 1], ids=["x/patient7_2.png", "y/patient12_1.png"])
     for expression, names in ((r"(patient\d+)_", ["patient7", "patient12"]), (r"\d+", ["7", "12"])):
         assert (group_names(images, expression) or ())[0] == names
@@ -168,13 +168,13 @@ def test_an_expression_names_the_group_by_its_first_parenthesis_or_as_a_whole() 
         (None, {"folds": 2}, "folds=2 without a fold"),
     ],
 )
-def test_a_split_that_cannot_be_is_one_line(groups: Any, changes: dict[str, Any], words: str) -> None:
+def test_an_impossible_split_is_an_error(groups: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CnnlabError) as caught:
         split(image_set([0, 0, 1, 1], groups), **changes)
     assert words in str(caught.value)
 
 
-def test_numbers_name_groups() -> None:
+def test_groups_may_be_numbers() -> None:
     images = image_set([0, 1, 0, 1], [7, 7, 8, 8])  # type: ignore[list-item]
     assert set(split(images).evaluated.groups) in ({7}, {8})
 
@@ -199,7 +199,7 @@ def test_a_class_of_one_group_stays_in_training() -> None:
     assert any("class 2 is held out: all its images are of one group" in note for note in divided.notes)
 
 
-def test_a_group_on_both_sides_of_the_sources_own_split_is_said() -> None:
+def test_a_group_on_both_sides_of_the_sources_own_split_is_reported() -> None:
     train, held_out = image_set([0, 1], ["a", "b"]), image_set([0, 1], ["b", "c"])
     recipe = Recipe(data="memory:x")
     pool = load_pool(recipe, OPTIONS, OwnImages("memory:x", train, held_out))
@@ -229,6 +229,6 @@ def test_near_duplicates_stay_on_one_side() -> None:
     "changes",
     [{"folds": 1}, {"fold": 1}, {"folds": 3, "fold": 4}, {"folds": 2, "eval_split": "test"}, {"group": "("}],
 )
-def test_settings_that_do_not_fit(changes: dict[str, Any]) -> None:
+def test_settings_that_contradict_each_other_are_errors(changes: dict[str, Any]) -> None:
     with pytest.raises(CnnlabError):
         Recipe(**changes)

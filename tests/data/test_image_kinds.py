@@ -26,11 +26,11 @@ SIDE = 12
 NOISE = RNG.integers(0, 256, (SIDE, SIDE, 4), np.uint8)
 
 
-def deep(channels: int, top: int = 65535) -> np.ndarray:
+def random_uint16(channels: int, top: int = 65535) -> np.ndarray:
     return RNG.integers(0, top + 1, (SIDE, SIDE, channels), np.uint16)
 
 
-def eight(values: np.ndarray, low: float, high: float) -> np.ndarray:
+def to_uint8(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return 8 bits as the documentation promises: low becomes 0, high becomes 255, rounded."""
     return np.clip(np.floor((values.astype(np.float64) - low) * 255 / (high - low) + 0.5), 0, 255).astype(np.uint8)
 
@@ -40,7 +40,7 @@ def tiff(path: Path, pixels: np.ndarray, **options: object) -> Path:
     return path
 
 
-def folder(root: Path, write: object, names: tuple[str, ...] = ("a", "b"), count: int = 2) -> Path:
+def make_folder(root: Path, write: object, names: tuple[str, ...] = ("a", "b"), count: int = 2) -> Path:
     """Make a folder of classes. write: is called with (path without suffix, number) to write an image."""
     for k, name in enumerate(names):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def load(root: Path, **options: object) -> ImageSet:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_eight_bits_are_pillows(tmp_path: Path, mode: str, channels: int) -> None:
+def test_eight_bit_images_match_pillow(tmp_path: Path, mode: str, channels: int) -> None:
     image = Image.fromarray(NOISE, "RGBA").convert("RGB") if mode != "RGBA" else Image.fromarray(NOISE, "RGBA")
     if mode == "LA":
         image = Image.fromarray(NOISE, "RGBA")
@@ -82,7 +82,7 @@ def test_eight_bits_are_pillows(tmp_path: Path, mode: str, channels: int) -> Non
 @pytest.mark.parametrize("kind", ["png", "tif", "ppm", "npy"])
 @pytest.mark.parametrize("top", [65535, 4095, 700])
 def test_deep_colours_are_scaled_by_the_sets_range(tmp_path: Path, kind: str, top: int) -> None:
-    made = [deep(3, top) for _ in range(4)]
+    made = [random_uint16(3, top) for _ in range(4)]
     made[0][0, 0, 0] = top
 
     def write(path: Path, i: int) -> None:
@@ -96,16 +96,16 @@ def test_deep_colours_are_scaled_by_the_sets_range(tmp_path: Path, kind: str, to
         else:
             tiff(file, made[i], photometric="rgb")
 
-    found = load(folder(tmp_path, write))
+    found = load(make_folder(tmp_path, write))
     assert found.decoding is not None
     low, high = found.decoding.low, found.decoding.high
     assert (low, high) == (0, {65535: 65535, 4095: 4095, 700: 1023}[top])
     for ours, theirs in zip(found.images, made, strict=True):
-        np.testing.assert_array_equal(ours.permute(1, 2, 0).numpy(), eight(theirs, low, high))
+        np.testing.assert_array_equal(ours.permute(1, 2, 0).numpy(), to_uint8(theirs, low, high))
 
 
-def test_deep_png_with_opacity(tmp_path: Path) -> None:
-    for pixels in (deep(4), deep(2)):
+def test_deep_png_with_opacity_is_blended_onto_black(tmp_path: Path) -> None:
+    for pixels in (random_uint16(4), random_uint16(2)):
         (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(pixels))
         pixels[..., -1] = 65535
         (tmp_path / "solid.png").write_bytes(imagecodecs.png_encode(pixels))
@@ -113,7 +113,7 @@ def test_deep_png_with_opacity(tmp_path: Path) -> None:
         assert (header.channels, header.deep, header.transparent) == (pixels.shape[2] - 1, True, True)
         solid = decode(tmp_path / "solid.png", Decoding(3, SIDE, low=0, high=65535))
         colour = np.broadcast_to(pixels[..., :-1], (SIDE, SIDE, 3))
-        np.testing.assert_array_equal(solid.transpose(1, 2, 0), eight(colour, 0, 65535))
+        np.testing.assert_array_equal(solid.transpose(1, 2, 0), to_uint8(colour, 0, 65535))
         seen = decode(tmp_path / "x.png", Decoding(3, SIDE, low=0, high=65535))
         assert seen.mean() < solid.mean()  # black shows through
 
@@ -128,17 +128,17 @@ def test_deep_png_with_opacity(tmp_path: Path) -> None:
         ("int16", -500.0, 900.0),
     ],
 )
-def test_deep_greys_of_any_type(tmp_path: Path, dtype: str, low: float, high: float) -> None:
+def test_deep_greys_of_any_type_are_scaled(tmp_path: Path, dtype: str, low: float, high: float) -> None:
     made = [
         np.linspace(low, high, SIDE * SIDE).reshape(SIDE, SIDE).astype(dtype) + np.dtype(dtype).type(0) for _ in "1234"
     ]
-    found = load(folder(tmp_path, lambda path, i: tiff(path.with_suffix(".tif"), made[i])))
+    found = load(make_folder(tmp_path, lambda path, i: tiff(path.with_suffix(".tif"), made[i])))
     assert found.decoding is not None
     assert found.images.shape[1] == 1
     ours = (found.decoding.low, found.decoding.high)
     assert ours == pytest.approx((low if low < 0 else 0, float(made[0].max())))
     for image, theirs in zip(found.images, made, strict=True):
-        np.testing.assert_array_equal(image[0].numpy(), eight(theirs, *ours))
+        np.testing.assert_array_equal(image[0].numpy(), to_uint8(theirs, *ours))
 
 
 # Many channels
@@ -170,23 +170,23 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_five_channels_stay_five(tmp_path: Path, form: str) -> None:
-    made = [(deep(5) * np.array([1, 0.5, 0.01, 0.3, 0.002])).astype(np.uint16) for _ in range(4)]
-    found = load(folder(tmp_path, lambda path, i: FORMS[form](path, made[i])))
+    made = [(random_uint16(5) * np.array([1, 0.5, 0.01, 0.3, 0.002])).astype(np.uint16) for _ in range(4)]
+    found = load(make_folder(tmp_path, lambda path, i: FORMS[form](path, made[i])))
     assert found.images.shape == (4, 5, SIDE, SIDE)
     assert found.decoding is not None
     ranges = list(zip(found.decoding.lows, found.decoding.highs, strict=True))
     assert len(ranges) == 5
     for ours, theirs in zip(found.images, made, strict=True):
         for c in range(5):
-            np.testing.assert_array_equal(ours[c].numpy(), eight(theirs[..., c], *ranges[c]))
+            np.testing.assert_array_equal(ours[c].numpy(), to_uint8(theirs[..., c], *ranges[c]))
     assert min(image.max() for image in found.images[:, 4]) > 50  # the faint channel is not lost
     assert any("5 channels" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("channels", [2, 4, 7])
-def test_eight_bits_of_any_channels_stay_as_they_are(tmp_path: Path, channels: int) -> None:
+def test_eight_bit_images_of_any_channels_are_unchanged(tmp_path: Path, channels: int) -> None:
     made = RNG.integers(0, 256, (4, SIDE, SIDE, channels), np.uint8)
-    found = load(folder(tmp_path, lambda path, i: FORMS["chunky"](path, made[i])))
+    found = load(make_folder(tmp_path, lambda path, i: FORMS["chunky"](path, made[i])))
     np.testing.assert_array_equal(found.images.permute(0, 2, 3, 1).numpy(), made)
     smaller = load(tmp_path, image_size=6, fit="stretch")
     expected = Image.fromarray(made[0][..., 1]).resize((6, 6), Image.Resampling.BILINEAR)
@@ -198,7 +198,7 @@ def test_a_folder_of_several_channel_counts_is_refused_in_one_line(tmp_path: Pat
         np.save(path.with_suffix(".npy"), RNG.integers(0, 256, (SIDE, SIDE, 5 if i < 3 else 3), np.uint8))
 
     with pytest.raises(CnnlabError, match=r"differ in their channels: 1 of 3 .*1\.npy.*3 of 5 .*0\.npy") as caught:
-        load(folder(tmp_path, write))
+        load(make_folder(tmp_path, write))
     assert "\n" not in str(caught.value)
 
 
@@ -206,11 +206,11 @@ def test_a_folder_of_several_channel_counts_is_refused_in_one_line(tmp_path: Pat
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_is_pillows(tmp_path: Path, orientation: int) -> None:
+def test_orientation_matches_pillow(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = RNG.integers(0, 256, (8, 10, 3), np.uint8)
-    expected = np.asarray(ImageOps.exif_transpose(_with(Image.fromarray(pixels), exif)))
+    expected = np.asarray(ImageOps.exif_transpose(with_exif(Image.fromarray(pixels), exif)))
     side = max(expected.shape)
     wide = 255 * pixels[..., :1].astype(np.uint16).repeat(5, 2)
     tiff(
@@ -221,13 +221,13 @@ def test_orientation_is_pillows(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_array_equal(stack[3], np.asarray(ImageOps.pad(grey, (side, side), Image.Resampling.BILINEAR)))
 
 
-def _with(image: Image.Image, exif: Image.Exif) -> Image.Image:
+def with_exif(image: Image.Image, exif: Image.Exif) -> Image.Image:
     out = io.BytesIO()
     image.save(out, "PNG", exif=exif)
     return Image.open(io.BytesIO(out.getvalue()))
 
 
-def test_heic_is_pillow_heifs(tmp_path: Path) -> None:
+def test_heic_matches_pillow_heif(tmp_path: Path) -> None:
     heif = pytest.importorskip("pillow_heif")
     Image.fromarray(NOISE[..., :3]).resize((32, 16)).save(tmp_path / "x.heic", quality=90)
     theirs = heif.open_heif(tmp_path / "x.heic").to_pillow().convert("RGB").resize((16, 16), Image.Resampling.BILINEAR)
@@ -239,8 +239,8 @@ def test_heic_is_pillow_heifs(tmp_path: Path) -> None:
 
 
 def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:
-    good = FORMS["chunky"](tmp_path / "good", deep(5)).read_bytes()
-    np.save(tmp_path / "good.npy", deep(5))
+    good = FORMS["chunky"](tmp_path / "good", random_uint16(5)).read_bytes()
+    np.save(tmp_path / "good.npy", random_uint16(5))
     array = (tmp_path / "good.npy").read_bytes()
     huge = io.BytesIO()
     np.lib.format.write_array_header_1_0(huge, {"descr": "<u2", "fortran_order": False, "shape": (9**6, 9**6)})
@@ -250,12 +250,12 @@ def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:
         "cut.npy": array[:-100],
         "head.npy": array[:20],
         "huge.npy": huge.getvalue(),
-        "zero.npy": _saved(np.zeros((0, 4), np.uint8)),
-        "text.npy": _saved(np.array(["a"])),
-        "complex.npy": _saved(np.zeros((4, 4), complex)),
-        "images.npy": _saved(np.zeros((1000, 28, 28), np.uint8)),
-        "last.npy": _saved(np.zeros((28, 28, 1000), np.uint8)),
-        "many.npy": _saved(np.zeros((99, 98, 97), np.uint8)),
+        "zero.npy": npy_bytes(np.zeros((0, 4), np.uint8)),
+        "text.npy": npy_bytes(np.array(["a"])),
+        "complex.npy": npy_bytes(np.zeros((4, 4), complex)),
+        "images.npy": npy_bytes(np.zeros((1000, 28, 28), np.uint8)),
+        "last.npy": npy_bytes(np.zeros((28, 28, 1000), np.uint8)),
+        "many.npy": npy_bytes(np.zeros((99, 98, 97), np.uint8)),
     }
     for name, content in wrong.items():
         (tmp_path / name).write_bytes(content)
@@ -264,7 +264,7 @@ def test_damaged_stacks_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_pages_of_other_sizes_are_pillows(tmp_path: Path) -> None:
+def test_extra_pages_of_another_size_are_ignored_and_noted(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "x.tif") as out:
         out.write(NOISE[..., 0], photometric="miniswhite", compression="deflate")
         out.write(NOISE[:6, :6, 1], photometric="miniswhite", compression="deflate")
@@ -273,7 +273,7 @@ def test_pages_of_other_sizes_are_pillows(tmp_path: Path) -> None:
     assert odd == [PAGES]
 
 
-def test_four_samples_without_a_word_on_opacity_are_four_channels(tmp_path: Path) -> None:
+def test_four_samples_without_an_opacity_tag_are_four_channels(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.fromarray(NOISE, "RGBA").save(out, "TIFF")
     content = out.getvalue()
@@ -302,7 +302,7 @@ def test_large_images_are_read_one_at_a_time(tmp_path: Path, monkeypatch: pytest
     assert max(most) == 1
 
 
-def test_a_channel_beside_opacity_is_not_dropped(tmp_path: Path) -> None:
+def test_a_channel_next_to_opacity_is_not_dropped(tmp_path: Path) -> None:
     five = RNG.integers(0, 256, (SIDE, SIDE, 5), np.uint8)
     tiff(tmp_path / "x.tif", five, photometric="rgb", extrasamples=["unassalpha", "unspecified"])
     np.testing.assert_array_equal(decode(tmp_path / "x.tif", Decoding(5, SIDE)), five.transpose(2, 0, 1))
@@ -326,7 +326,7 @@ def test_a_tiff_bomb_is_one_line(tmp_path: Path, codec: str, monkeypatch: pytest
             assert "\n" not in str(caught.value)
 
 
-def _saved(array: np.ndarray) -> bytes:
+def npy_bytes(array: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, array)
     return out.getvalue()
@@ -339,12 +339,12 @@ def test_networks_of_every_kind_take_five_channels(name: str) -> None:
         assert network.eval()(torch.zeros(2, 5, 224, 224)).shape == (2, 3)
 
 
-def test_a_run_on_five_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_five_channels_trains_evaluates_and_predicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cnnlab import evaluate_run, load_model, predict, resume, train
 
     monkeypatch.chdir(tmp_path)
-    made = [deep(5) // (1 + 9 * (i > 3)) for i in range(8)]
-    folder(tmp_path / "bands", lambda path, i: FORMS["planar" if i % 2 else "chunky"](path, made[i]), count=4)
+    made = [random_uint16(5) // (1 + 9 * (i > 3)) for i in range(8)]
+    make_folder(tmp_path / "bands", lambda path, i: FORMS["planar" if i % 2 else "chunky"](path, made[i]), count=4)
     result = train(data="folder:bands", model="airbench-small", image_size=28, epochs=1, batch_size=4, val_fraction=0.25,
                    brightness=0.1, saturation=0.1, contrast=0.1, randaugment=2, threads=1, progress="none")  # fmt: skip
     assert result.run.info["preprocessing"]["channels"] == 5

@@ -53,7 +53,7 @@ def drawing(i: int, level: int, opaque: int = 255) -> np.ndarray:
     return np.stack([np.full((SIDE, SIDE), level)] * 3 + [alpha], 2).astype(np.uint8)
 
 
-def palette(i: int) -> bytes:
+def palette_png(i: int) -> bytes:
     image = Image.new("P", (SIDE, SIDE), 0)
     image.putpalette([250, 250, 250, 20, 10, i])
     image.paste(1, (1, 1, 5, 5))
@@ -65,7 +65,7 @@ def noise(i: int, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
 
 
-def competition(root: Path, train: Images, test: Images | None = None, kind: str = ".zip") -> Path:
+def write_competition(root: Path, train: Images, test: Images | None = None, kind: str = ".zip") -> Path:
     """Write a competition whose image i is of class a or b."""
     root.mkdir(parents=True)
     rows = "".join(f"{Path(name).stem},{'ab'[i % 2]}\n" for i, name in enumerate(train))
@@ -82,7 +82,7 @@ def competition(root: Path, train: Images, test: Images | None = None, kind: str
     return root
 
 
-def folder(root: Path, train: Images) -> ImageSet:
+def load_as_folder(root: Path, train: Images) -> ImageSet:
     """Write the same images as a folder of classes, and load it."""
     for i, (name, content) in enumerate(train.items()):
         (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
@@ -92,11 +92,11 @@ def folder(root: Path, train: Images) -> ImageSet:
     return found
 
 
-def prepared(path: Path, train: Images, test: Images | None = None, **options: Any) -> Store:
+def prepare_from_images(path: Path, train: Images, test: Images | None = None, **options: Any) -> Store:
     """Write a competition and return its store. options: of the layout, or skip_bad, report, kind."""
     kind = options.pop("kind", ".zip")
     rest = {name: options.pop(name) for name in ("skip_bad", "report") if name in options}
-    where = competition(path, train, test, kind)
+    where = write_competition(path, train, test, kind)
     return prepare_store(where, store=path.with_suffix(".store"), layout=replace(LAYOUT, **options), **rest)
 
 
@@ -113,7 +113,9 @@ def test_twelve_bits_in_sixteen_keep_their_levels_in_a_store(tmp_path: Path, kin
     arrays = [grey(i, 4095) for i in range(8)]
     bright = np.full((SIDE, SIDE), 60_000, np.uint16)
     train = {f"{i}.png": encoded(array) for i, array in enumerate(arrays)}
-    store = prepared(tmp_path / "c", train, {"8.png": encoded(arrays[3]), "9.png": encoded(bright)}, kind=kind)
+    store = prepare_from_images(
+        tmp_path / "c", train, {"8.png": encoded(arrays[3]), "9.png": encoded(bright)}, kind=kind
+    )
     for image, array in zip(store.train.images, arrays, strict=True):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded(array)))), array)  # the file has all 16 bits
         assert np.array_equal(image[0].numpy(), scaled(array, 0, 4095))
@@ -133,7 +135,7 @@ KINDS: dict[str, Callable[[int], tuple[str, bytes]]] = {
     "dark drawings": lambda i: (f"{i}.png", encoded(drawing(i, 10))),
     "light drawings": lambda i: (f"{i}.png", encoded(drawing(i, 240))),
     "half-transparent drawings": lambda i: (f"{i}.webp", encoded(drawing(i, 10, 120), "webp", lossless=True)),
-    "palette": lambda i: (f"{i}.png", palette(i)),
+    "palette": lambda i: (f"{i}.png", palette_png(i)),
     "grey with alpha": lambda i: (f"{i}.png", encoded(Image.fromarray(drawing(i, 0)).convert("LA"))),
     "one drawing among photographs": lambda i: (f"{i}.png", encoded(drawing(i, 10) if i == 7 else noise(i))),
     "grey, then colour": lambda i: (f"{i}.png", encoded(noise(i, 3 if i == 9 else 1))),
@@ -147,8 +149,8 @@ KINDS: dict[str, Callable[[int], tuple[str, bytes]]] = {
 def test_a_store_and_a_folder_of_the_same_images_have_the_same_pixels(tmp_path: Path, kind: str) -> None:
     train = dict(KINDS[kind](i) for i in range(10))
     calls: list[str] = []
-    store = prepared(tmp_path / "c", train, report=lambda what, *_: calls.append(what))
-    found = folder(tmp_path / "f", train)
+    store = prepare_from_images(tmp_path / "c", train, report=lambda what, *_: calls.append(what))
+    found = load_as_folder(tmp_path / "f", train)
     assert store.train.decoding == found.decoding
     theirs = {Path(name).stem: image for name, image in zip(found.ids, found.images, strict=True)}
     for name, image in zip(store.train.ids, store.train.images, strict=True):
@@ -157,23 +159,23 @@ def test_a_store_and_a_folder_of_the_same_images_have_the_same_pixels(tmp_path: 
     assert any("measuring" in call for call in calls) == (kind != "plain")
 
 
-def test_an_unusual_image_after_many_others(tmp_path: Path) -> None:
+def test_an_unusual_image_after_many_others_is_measured(tmp_path: Path) -> None:
     train = {f"{i}.png": encoded(noise(i, 1)) for i in range(300)}
     train["300.png"] = encoded(grey(7, 4095))
     for i, workers in enumerate((1, 2)):
-        where = competition(tmp_path / f"{i}", train)
+        where = write_competition(tmp_path / f"{i}", train)
         store = prepare_store(where, store=tmp_path / f"{i}.store", layout=LAYOUT, workers=workers)
         assert np.array_equal(store.train.images[300, 0].numpy(), scaled(grey(7, 4095), 0, 4095))
         assert np.array_equal(store.train.images[299, 0].numpy(), noise(299, 1))
 
 
-def test_damaged_images_among_deep_ones(tmp_path: Path) -> None:
+def test_damaged_images_among_deep_ones_are_named_or_skipped(tmp_path: Path) -> None:
     train = {f"{i}.png": encoded(grey(i, 4095)) for i in range(8)}
     train["3.png"] = train["3.png"][:60]  # a header only
     train["4.png"] = b"no image"
     with pytest.raises(CnnlabError, match=r"3\.png.*--skip-bad"):
-        prepared(tmp_path / "a", train)
-    store = prepared(tmp_path / "b", train, skip_bad=True)
+        prepare_from_images(tmp_path / "a", train)
+    store = prepare_from_images(tmp_path / "b", train, skip_bad=True)
     assert len(store.info["skipped"]) == 2
     assert store.train.decoding == Decoding(1, SIDE, "pad", "black", 0, 4095)
 
@@ -181,7 +183,7 @@ def test_damaged_images_among_deep_ones(tmp_path: Path) -> None:
 def test_one_dead_pixel_does_not_set_the_range_of_a_store(tmp_path: Path) -> None:
     arrays = [np.linspace(0, 4095, 64 * 64).astype(np.uint16).reshape(64, 64) for _ in range(2)]
     arrays[1][0, 0] = 65_535
-    store = prepared(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
+    store = prepare_from_images(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
     assert store.info["high"] == 4095
     assert len([note for note in store.info["report"] if "65535" in note]) == 1
 
@@ -189,7 +191,7 @@ def test_one_dead_pixel_does_not_set_the_range_of_a_store(tmp_path: Path) -> Non
 def test_missing_data_and_narrow_values_are_measured_for_a_store(tmp_path: Path) -> None:
     arrays = [np.linspace(32_000, 33_000, 64).astype(np.uint16).reshape(SIDE, SIDE) for _ in range(2)]
     arrays[1][0] = 0
-    store = prepared(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
+    store = prepare_from_images(tmp_path / "c", {f"{i}.png": encoded(array) for i, array in enumerate(arrays)})
     assert store.train.decoding == Decoding(1, SIDE, "pad", "black", 32_000, 33_000)
     assert len([note for note in store.info["report"] if "missing" in note]) == 1
     # The note on the background suits a store: its pixels are decoded already, so it names no setting.
@@ -199,14 +201,14 @@ def test_missing_data_and_narrow_values_are_measured_for_a_store(tmp_path: Path)
     assert ["--set" in line for line in lines["folder:f"] if "background" in line] == [True]
 
 
-def test_the_background_of_a_store_may_be_set(tmp_path: Path, cnnlab: Command) -> None:
+def test_the_background_of_a_store_can_be_set(tmp_path: Path, cnnlab: Command) -> None:
     train = {f"{i}.png": encoded(drawing(i, 100)) for i in range(4)}
     for background, level in (("auto", 0), ("black", 0), ("white", 255)):
-        store = prepared(tmp_path / background, train, train, background=background)
+        store = prepare_from_images(tmp_path / background, train, train, background=background)
         assert (store.train.images[:, :, 0, 0] == level).all()
         assert (store.test_images[:, :, 0, 0] == level).all()
     with pytest.raises(CnnlabError, match="background='red'"):
-        prepared(tmp_path / "red", train, background="red")
+        prepare_from_images(tmp_path / "red", train, background="red")
     options = SourceOptions(data_dir=Path(), background="black")
     with pytest.raises(CnnlabError, match="--background black"):
         load_images(f"store:{tmp_path / 'white.store'}", "train", options)
@@ -216,9 +218,9 @@ def test_the_background_of_a_store_may_be_set(tmp_path: Path, cnnlab: Command) -
     assert (open_store(tmp_path / "again").train.images[:, :, 0, 0] == 255).all()
 
 
-def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -> None:
+def test_a_run_on_a_store_decodes_other_files_like_the_store(tmp_path: Path) -> None:
     arrays = [grey(i, 4095) for i in range(8)]
-    store = prepared(
+    store = prepare_from_images(
         tmp_path / "c", {f"{i}.png": encoded(a) for i, a in enumerate(arrays)}, image_size=SIDE, fit="crop"
     )
     recipe = choose_recipe(data=f"store:{store.path}", settings=["epochs=1", "batch_size=4", "val_fraction=0.25"])
@@ -231,10 +233,10 @@ def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -
     logits = model(model.preprocessing(torch.tensor(pixels[None]))) / model.temperature
     assert model.predict(tmp_path / "1.png").probabilities == pytest.approx(logits.softmax(1).detach().numpy())
     # A store with another range of values cannot be compared, but its files can.
-    other = prepared(tmp_path / "d", {f"{i}.png": encoded(grey(i, 65_535)) for i in range(8)})
+    other = prepare_from_images(tmp_path / "d", {f"{i}.png": encoded(grey(i, 65_535)) for i in range(8)})
     with pytest.raises(CnnlabError, match="folder:PATH"):
         cnnlab.evaluate_run(run, data=f"store:{other.path}")
-    folder(tmp_path / "f", {f"{i}.png": encoded(a) for i, a in enumerate(arrays)})
+    load_as_folder(tmp_path / "f", {f"{i}.png": encoded(a) for i, a in enumerate(arrays)})
     found = cnnlab.evaluate_run(run, data=f"folder:{tmp_path / 'f'}").images
     assert torch.equal(found.images, store.train.images[[0, 2, 4, 6, 1, 3, 5, 7]])
 
@@ -242,7 +244,7 @@ def test_a_run_on_a_store_decodes_other_files_as_the_store_was(tmp_path: Path) -
 # The splits of a folder
 
 
-def splits(root: Path) -> Path:
+def write_splits(root: Path) -> Path:
     """Write a folder with training images of 12 bits and brighter images in the other splits."""
     for part, high in (("train", 4095), ("validation", 16_383), ("test", 16_383)):
         for i, name in enumerate("aabb"):
@@ -253,10 +255,10 @@ def splits(root: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["folder", "csv"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_part_of_its_own_is_decoded_with_the_range_of_the_training_part(
+def test_a_separate_split_is_decoded_with_the_range_of_the_training_split(
     tmp_path: Path, split: str, kind: str
 ) -> None:
-    root = splits(tmp_path / "f")
+    root = write_splits(tmp_path / "f")
     data = f"folder:{root}"
     if kind == "csv":
         data = f"csv:{root / 'table.csv'}"
@@ -275,8 +277,8 @@ def test_a_part_of_its_own_is_decoded_with_the_range_of_the_training_part(
         assert np.array_equal(image[0].numpy(), scaled(grey(3 + 4 * (i % 2), 16_383), 0, 4095))
 
 
-def test_loaders_keep_the_decoding_of_the_training_part(tmp_path: Path) -> None:
-    root = splits(tmp_path / "f")
+def test_loaders_keep_the_decoding_of_the_training_split(tmp_path: Path) -> None:
+    root = write_splits(tmp_path / "f")
     for split in ("validation", "test"):
         batches = loader(f"folder:{root}", split, normalize=False, image_size=SIDE)
         assert batches.preprocessing.decoding.high == 4095
@@ -286,7 +288,7 @@ def test_loaders_keep_the_decoding_of_the_training_part(tmp_path: Path) -> None:
 
 
 def test_validation_images_of_a_run_are_decoded_as_in_its_training(tmp_path: Path) -> None:
-    root = splits(tmp_path / "f")
+    root = write_splits(tmp_path / "f")
     for file in root.rglob("*.png"):
         file.write_bytes(encoded(np.hstack([np.asarray(Image.open(file))] * 2)))  # twice as wide as tall
     (root / "train/a/9.png").write_bytes(b"no image")

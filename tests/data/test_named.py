@@ -186,7 +186,7 @@ SETS = {
 }
 
 
-def theirs(name: str, folder: Path, split: str) -> datasets.VisionDataset:
+def torchvision_set(name: str, folder: Path, split: str) -> datasets.VisionDataset:
     train = {"train": split == "train"}
     cls, options = {
         "mnist": (datasets.MNIST, train),
@@ -202,7 +202,7 @@ def theirs(name: str, folder: Path, split: str) -> datasets.VisionDataset:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_set_is_downloaded_once_and_is_torchvisions(
+def test_a_set_is_downloaded_once_and_matches_torchvision(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SETS[name](server, monkeypatch)
@@ -215,7 +215,7 @@ def test_a_set_is_downloaded_once_and_is_torchvisions(
     asked = [file for file, _ in server.requests if not file.startswith("gone/")]
     assert sorted(asked) == sorted(set(asked))  # each once
     for split, found in ours.items():
-        dataset = theirs(name, tmp_path, split)  # reads our files, but downloads any that are missing
+        dataset = torchvision_set(name, tmp_path, split)  # reads our files, but downloads any that are missing
         assert len(found) == len(dataset)
         for pixels, label, (image, target) in zip(found.images, found.labels.tolist(), dataset, strict=True):
             expected = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
@@ -232,7 +232,7 @@ def test_a_set_is_downloaded_once_and_is_torchvisions(
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10", "svhn", "stl10", "emnist:letters"])
-def test_a_truncated_download_is_resumed_and_a_changed_one_refused(
+def test_a_truncated_download_is_resumed_and_a_changed_file_refused(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     SETS[name](server, monkeypatch)
@@ -267,7 +267,9 @@ def test_a_truncated_download_is_resumed_and_a_changed_one_refused(
         assert server.requests == []
 
 
-def test_a_server_that_lies_leaves_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_with_a_wrong_checksum_is_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cifar(server, monkeypatch)
     server.files["cifar-10-python.tar.gz"] = tar({"cifar-10-batches-py/data_batch_1": b"pickle"})
     with pytest.raises(CnnlabError, match="wrong checksum"):
@@ -275,7 +277,7 @@ def test_a_server_that_lies_leaves_nothing(server: Server, tmp_path: Path, monke
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
-def test_a_server_of_ones_own(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_server_is_used(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cifar(server, monkeypatch)
     monkeypatch.setattr(datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     monkeypatch.setenv("CNNLAB_CIFAR10_URL", f"{server.url}/")
@@ -308,7 +310,7 @@ PLACES = [
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("way", ["unpacked", "kaggle", "official", "named .gz", "packed again", "not named .gz"])
-def test_mnists_files_in_other_places_and_under_other_names(
+def test_mnist_files_in_other_places_and_under_other_names_are_found(
     place: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = {
@@ -355,7 +357,7 @@ def test_mnists_files_in_other_places_and_under_other_names(
         ("emnist:letter", "did you mean emnist:letters"),
     ],
 )
-def test_unknown_names(source: str, words: str) -> None:
+def test_unknown_names_get_a_suggestion(source: str, words: str) -> None:
     with pytest.raises(CnnlabError, match=words):
         load_images(source, "train")
 

@@ -70,7 +70,7 @@ def test_every_form_gives_the_same_images(images: np.ndarray) -> None:
         assert own.name.startswith("memory:")
 
 
-def test_names_of_classes_come_from_the_dataset() -> None:
+def test_class_names_come_from_the_dataset() -> None:
     own = own_images(Pairs(pictures(GREY), LABELS, ["a", "b", "c", "d"]))
     assert own.train.classes == ["a", "b", "c", "d"]
     assert own_images((GREY, LABELS), ["x", "y", "z"]).train.classes == ["x", "y", "z"]
@@ -135,7 +135,7 @@ X = torch.from_numpy(GREY)
         3,
     ],
 )
-def test_what_is_no_labelled_image_set_is_refused_in_one_line(data: object) -> None:
+def test_invalid_image_sets_are_refused_in_one_line(data: object) -> None:
     with pytest.raises(CnnlabError) as error:
         own_images(data)
     assert "\n" not in str(error.value)

@@ -39,7 +39,7 @@ class Brighter(nn.Module):
 @pytest.mark.parametrize(
     "function", [every_generator, ROTATION, Brighter(), lambda images: images.flip(3), partial(torch.clamp, max=0.5)]
 )
-def test_draws_depend_on_the_seed_only_and_change_no_other_draw(function: Any) -> None:
+def test_draws_depend_only_on_the_seed_and_disturb_no_other_generator(function: Any) -> None:
     own, x = OwnAugmentation(function), pictures(6, 3, 12, 12)
     torch.manual_seed(1)
     np.random.seed(1)
@@ -70,7 +70,7 @@ def failing(images: Tensor) -> Tensor:
         ("flip", "str"),
     ],
 )
-def test_what_cannot_be_used_is_one_line_before_a_run_is_created(function: Any, words: str, tmp_path: Any) -> None:
+def test_an_unusable_augmentation_is_one_line_before_a_run_is_created(function: Any, words: str, tmp_path: Any) -> None:
     with pytest.raises(CnnlabError) as caught:
         train(QUICK, augment=function, progress="none")
     assert words in str(caught.value)
@@ -107,7 +107,7 @@ def test_a_training_killed_within_an_epoch_repeats_the_draws(function: Any, monk
         resume(plain.run.path, epochs=3, progress="none", augment=function)
 
 
-def test_seeds_need_it_again_even_before_the_first_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_seeds_requires_the_augmentation_even_before_the_first_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*args: Any) -> Any:
         raise KeyboardInterrupt
 
@@ -119,6 +119,6 @@ def test_seeds_need_it_again_even_before_the_first_has_started(monkeypatch: pyte
         resume("runs/seeds", progress="none")
 
 
-def test_the_loader_applies_it() -> None:
+def test_the_loader_applies_the_augmentation() -> None:
     batch, _ = next(iter(cnnlab.loader("digits", augment=lambda x: x * 0, normalize=False)))
     assert not batch.any()

@@ -26,7 +26,7 @@ from conftest import Command, one_line_error
 DRAW = np.random.default_rng(0)
 
 
-def image(path: Path, size: tuple[int, int], channels: int = 3, **options: Any) -> None:
+def save_image(path: Path, size: tuple[int, int], channels: int = 3, **options: Any) -> None:
     shape = (size[1], size[0], 3) if channels == 3 else (size[1], size[0])
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(DRAW.integers(0, 256, shape, np.uint8)).save(path, **options)
@@ -39,7 +39,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, count in (("train", 6), ("val", 2), ("test", 3)):
         for name in ("a", "b"):
             for i in range(count):
-                image(root / split / name / f"{i}.png", (20, 20))
+                save_image(root / split / name / f"{i}.png", (20, 20))
     return root
 
 
@@ -48,9 +48,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of image files of several kinds and sizes."""
     root = tmp_path_factory.mktemp("large")
     for i, size in enumerate([(30, 40), (50, 20), (33, 33), (64, 48), (41, 52), (200, 130)]):
-        image(root / "a" / f"{i}.jpg", size)
-        image(root / "b" / f"{i}.webp", size)
-    image(root / "b" / "grey.png", (45, 45), channels=1)
+        save_image(root / "a" / f"{i}.jpg", size)
+        save_image(root / "b" / f"{i}.webp", size)
+    save_image(root / "b" / "grey.png", (45, 45), channels=1)
     return root
 
 
@@ -58,13 +58,13 @@ def options(**values: Any) -> SourceOptions:
     return SourceOptions(data_dir=Path("data"), **values)
 
 
-def loaded(source: str, split: str = "train", **values: Any) -> ImageSet:
+def load_source(source: str, split: str = "train", **values: Any) -> ImageSet:
     images = load_images(source, split, options(**values))
     assert images is not None
     return images
 
 
-def packed(source: str, store: str = "store", **more: Any) -> Packed:
+def pack_source(source: str, store: str = "store", **more: Any) -> Packed:
     return pack(source, store, options(), **more)
 
 
@@ -78,59 +78,59 @@ def assert_same_images(one: ImageSet, other: ImageSet) -> None:
 
 @pytest.mark.parametrize("values", [{}, {"image_size": 12}, {"image_size": 31, "interpolation": "bicubic"}])
 def test_small_images_are_stored_as_pixels(small: Path, values: dict[str, Any]) -> None:
-    found = packed(f"folder:{small}")
+    found = pack_source(f"folder:{small}")
     assert found.shape == (3, 20, 20)
     assert found.bytes == 22 * 3 * 20 * 20
     for split in ("train", "validation", "test"):
-        assert_same_images(loaded("pack:store", split, **values), loaded(f"folder:{small}", split, **values))
+        assert_same_images(load_source("pack:store", split, **values), load_source(f"folder:{small}", split, **values))
 
 
 @pytest.mark.parametrize(
     "values", [{}, {"image_size": 24, "fit": "crop"}, {"image_size": 17, "fit": "stretch"}, {"size_limit": 40}]
 )
-def test_image_files_are_stored_as_they_are(large: Path, values: dict[str, Any]) -> None:
-    found = packed(f"folder:{large}", shard_bytes=20_000)
+def test_image_files_are_stored_unchanged(large: Path, values: dict[str, Any]) -> None:
+    found = pack_source(f"folder:{large}", shard_bytes=20_000)
     assert found.shape is None
     assert found.shards > 2
     assert found.bytes == sum(path.stat().st_size for path in large.rglob("*.*"))
-    assert_same_images(loaded("pack:store", **values), loaded(f"folder:{large}", **values))
+    assert_same_images(load_source("pack:store", **values), load_source(f"folder:{large}", **values))
 
 
-def test_groups_weights_and_deep_greys(tmp_path: Path) -> None:
+def test_groups_weights_and_deep_greys_are_packed(tmp_path: Path) -> None:
     rows = ["path,label,patient,weight,split"]
     for i in range(8):
         pixels = DRAW.integers(0, 4096, (9, 9)).astype(np.uint16)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
         rows.append(f"{i}.png,{'ab'[i % 2]},p{i // 2},{0.5 + i},{'train' if i < 6 else 'test'}")
     (tmp_path / "t.csv").write_text("\n".join(rows))
-    packed("csv:t.csv")
+    pack_source("csv:t.csv")
     for split in ("train", "test"):
-        one, other = loaded("pack:store", split), loaded("csv:t.csv", split)
+        one, other = load_source("pack:store", split), load_source("csv:t.csv", split)
         assert_same_images(one, other)
         assert one.groups
         assert one.weights is not None
         assert other.weights is not None
         assert torch.equal(one.weights, other.weights)
     with pytest.raises(CnnlabError, match="became 0 to 255"):
-        loaded("pack:store", decoding=Decoding(1, 9, low=0, high=255))
+        load_source("pack:store", decoding=Decoding(1, 9, low=0, high=255))
 
 
-def test_sources_of_pixels(cnnlab: Command) -> None:
+def test_sources_of_pixels_are_packed(cnnlab: Command) -> None:
     answer = cnnlab("data", "pack", "digits", "store", "--json")
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["counts"] == {"train": 1438, "test": 359}
-    assert_same_images(loaded("pack:store", "test"), loaded("digits", "test"))
+    assert_same_images(load_source("pack:store", "test"), load_source("digits", "test"))
     assert "already" in one_line_error(cnnlab("data", "pack", "pack:store", "again"))
 
 
-def test_files_are_made_smaller_if_asked(large: Path) -> None:
-    packed(f"folder:{large}", "as-they-are")
-    found = packed(f"folder:{large}", size=24, quality=70)
+def test_files_are_resized_on_request(large: Path) -> None:
+    pack_source(f"folder:{large}", "as-they-are")
+    found = pack_source(f"folder:{large}", size=24, quality=70)
     assert found.bytes < sum(path.stat().st_size for path in large.rglob("*.*")) / 3
-    assert loaded("pack:store", size_limit=224).images.shape[2] == 32  # the longer side of the median image
-    assert loaded("pack:store").ids == loaded("pack:as-they-are").ids
+    assert load_source("pack:store", size_limit=224).images.shape[2] == 32  # the longer side of the median image
+    assert load_source("pack:store").ids == load_source("pack:as-they-are").ids
     with pytest.raises(CnnlabError, match="holds pixels"):
-        packed("digits", "other", quality=50)
+        pack_source("digits", "other", quality=50)
 
 
 def test_stacks_keep_their_size(tmp_path: Path) -> None:
@@ -138,8 +138,8 @@ def test_stacks_keep_their_size(tmp_path: Path) -> None:
         (tmp_path / "stacks" / name).mkdir(parents=True)
         for i in range(3):
             np.save(tmp_path / "stacks" / name / f"{i}.npy", DRAW.integers(0, 256, (5, 40, 40), np.uint8))
-    packed(f"folder:{tmp_path / 'stacks'}", size=24)
-    assert_same_images(loaded("pack:store"), loaded(f"folder:{tmp_path / 'stacks'}"))
+    pack_source(f"folder:{tmp_path / 'stacks'}", size=24)
+    assert_same_images(load_source("pack:store"), load_source(f"folder:{tmp_path / 'stacks'}"))
 
 
 def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, cnnlab: Command) -> None:
@@ -154,15 +154,15 @@ def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, c
     assert "journal.jsonl" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
 
 
-def test_damaged_images(large: Path, tmp_path: Path) -> None:
+def test_damaged_images_are_named_or_skipped(large: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(large, folder)
     (folder / "a/3.jpg").write_bytes((folder / "a/3.jpg").read_bytes()[:100])
     with pytest.raises(CnnlabError, match="3.jpg"):
-        packed(f"folder:{folder}")
+        pack_source(f"folder:{folder}")
     found = pack(f"folder:{folder}", "store", options(skip_bad=True))
     assert len(found.skipped) == 1
-    assert_same_images(loaded("pack:store"), loaded(f"folder:{folder}", skip_bad=True))
+    assert_same_images(load_source("pack:store"), load_source(f"folder:{folder}", skip_bad=True))
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_only_the_next_batches_are_read(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = loaded(f"pack:{digits}")
+    images = load_source(f"pack:{digits}")
     read: list[int] = []
     real: Callable[..., bytes] = Shards.read
 
@@ -182,7 +182,7 @@ def test_only_the_next_batches_are_read(digits: Path, monkeypatch: pytest.Monkey
         return real(self, row, into)
 
     monkeypatch.setattr(Shards, "read", counted)
-    pre = Preprocessing.of(loaded("digits").images, image_size=8, fit="pad", normalize=True)
+    pre = Preprocessing.of(load_source("digits").images, image_size=8, fit="pad", normalize=True)
     some = images.take(torch.arange(3, 1403, 2))
     assert not read
     batches = Loader(some, pre, 10, torch.device("cpu")).shuffled(0, 0)
@@ -194,12 +194,12 @@ def test_only_the_next_batches_are_read(digits: Path, monkeypatch: pytest.Monkey
     assert set(read) <= set(range(3, 1403, 2))
     assert isinstance(some.images, PackedImages)
     read.clear()
-    assert torch.equal(some.images[order[:5]], loaded("digits").images[3:1403:2][order[:5]])
+    assert torch.equal(some.images[order[:5]], load_source("digits").images[3:1403:2][order[:5]])
     assert sorted(read) == sorted((3 + 2 * order[:5]).tolist())
 
 
-def test_every_way_to_read_rows(digits: Path) -> None:
-    images, pixels = loaded(f"pack:{digits}").images, loaded("digits").images
+def test_rows_can_be_read_in_every_way(digits: Path) -> None:
+    images, pixels = load_source(f"pack:{digits}").images, load_source("digits").images
     assert images.shape == pixels.shape
     assert torch.equal(images[7], pixels[7])
     assert torch.equal(images[-1], pixels[-1])
@@ -213,8 +213,8 @@ def test_every_way_to_read_rows(digits: Path) -> None:
         images[1438]
 
 
-def test_statistics_and_duplicates_are_those_of_the_source(digits: Path, cnnlab: Command, tmp_path: Path) -> None:
-    one, other = loaded(f"pack:{digits}"), loaded("digits")
+def test_statistics_and_duplicates_match_the_source(digits: Path, cnnlab: Command, tmp_path: Path) -> None:
+    one, other = load_source(f"pack:{digits}"), load_source("digits")
     made = [Preprocessing.of(s.images, image_size=8, fit="pad", normalize=True) for s in (one, other)]
     assert made[0] == made[1]
     answers = [cnnlab("data", "duplicates", s, "--json").stdout for s in (f"pack:{digits}", "digits")]
@@ -238,7 +238,7 @@ def test_changed_bytes_are_found(digits: Path, tmp_path: Path, cnnlab: Command) 
     assert "format" in one_line_error(cnnlab("train", "--data", "pack:store"))
 
 
-def test_what_needs_all_images_in_memory_says_so(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_too_many_images_into_memory_is_an_error(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.data.packed._COPIED", 1000)
     with pytest.raises(CnnlabError, match="in memory"):
-        in_memory(loaded(f"pack:{digits}").images, "this")
+        in_memory(load_source(f"pack:{digits}").images, "this")

@@ -51,7 +51,7 @@ def save(array: np.ndarray, path: Path) -> None:
         (np.uint16, (100, 1100), 0, 1100),
     ],
 )
-def test_one_range_for_the_whole_source(
+def test_one_range_is_used_for_the_whole_source(
     tmp_path: Path, dtype: type, values: tuple[float, float], low: float, high: float
 ) -> None:
     ramp = np.linspace(*values, 64).astype(dtype).reshape(8, 8)
@@ -110,7 +110,7 @@ def test_missing_data_does_not_set_the_range(tmp_path: Path, case: str) -> None:
     assert [check.state for check in verify(f"folder:{tmp_path}") if check.text.startswith("values:")] == ["ok"]
 
 
-def test_black_and_white_or_a_dark_ground_are_no_missing_data(tmp_path: Path) -> None:
+def test_black_and_white_images_and_dark_backgrounds_are_not_missing_data(tmp_path: Path) -> None:
     ground = np.where(np.eye(8, dtype=bool), np.linspace(20_000, 60_000, 8), 0).astype(np.uint16)
     for name, array in (("a/1", np.eye(8, dtype=np.uint16) * 65_535), ("b/1", ground), ("b/2", ground + 100)):
         save(array, tmp_path / f"{name}.png")
@@ -123,7 +123,7 @@ def test_black_and_white_or_a_dark_ground_are_no_missing_data(tmp_path: Path) ->
 # Transparency
 
 
-def drawing(ink: int, path: Path) -> None:
+def save_drawing(ink: int, path: Path) -> None:
     """Save a disc of grey level `ink` on a transparent background."""
     y, x = np.mgrid[:16, :16]
     alpha = np.where((y - 8) ** 2 + (x - 8) ** 2 < 25, 255, 0)
@@ -133,17 +133,17 @@ def drawing(ink: int, path: Path) -> None:
 @pytest.mark.parametrize(("ink", "background"), [(0, 255), (40, 255), (220, 0), (255, 0)])
 def test_the_background_of_drawings_is_chosen_by_measurement(tmp_path: Path, ink: int, background: int) -> None:
     for name in "ab":
-        drawing(ink, tmp_path / name / "1.png")
+        save_drawing(ink, tmp_path / name / "1.png")
     images = load(tmp_path).images
     assert (images[:, :, 0, 0] == background).all()
     assert (images[:, :, 8, 8] == ink).all()
     assert load(tmp_path).warnings == ()
 
 
-def test_a_background_may_be_set(tmp_path: Path) -> None:
+def test_the_background_can_be_set(tmp_path: Path) -> None:
     for name in "ab":
-        drawing(0, tmp_path / name / "1.png")
-        drawing(0, tmp_path / name / "2.png")
+        save_drawing(0, tmp_path / name / "1.png")
+        save_drawing(0, tmp_path / name / "2.png")
     found = load(tmp_path, background="black")
     assert (found.images == 0).all()
     assert len(found.warnings) == 2  # each class has only one colour
@@ -230,7 +230,7 @@ def test_orientation_survives_other_broken_metadata() -> None:
     assert np.array_equal(found, array[:, ::-1, ::-1])
 
 
-def test_damaged_pixels_stay_damaged_and_a_limit_is_no_damage(tmp_path: Path) -> None:
+def test_damaged_pixels_are_errors_and_exceeding_the_limit_is_not_damage(tmp_path: Path) -> None:
     content = bytearray(picture("PNG")[1])
     content[60] ^= 0xFF
     with bombs_refused(), pytest.raises(BadImage, match="damaged"):
@@ -264,7 +264,7 @@ JPEGS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("kind", JPEGS)
-def test_a_jpeg_is_cut_or_lacks_its_end_marker_only(tmp_path: Path, kind: str) -> None:
+def test_a_cut_jpeg_is_noticed_and_a_missing_end_marker_is_not(tmp_path: Path, kind: str) -> None:
     mode, options = JPEGS[kind]
     picture = Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 30)
     picture.paste(128, (0, 60, 120, 90))  # a grey area is not damage
@@ -290,7 +290,7 @@ def test_a_jpeg_is_cut_or_lacks_its_end_marker_only(tmp_path: Path, kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_broken_header_is_damage(kind: str) -> None:
+def test_an_image_with_a_broken_header_is_damaged(kind: str) -> None:
     content = picture(kind)[1]
     with pytest.raises(BadImage, match="damaged"):
         decode("a", HOW, content[: 200 if kind == "JPEG" else 20])
@@ -332,7 +332,7 @@ def test_twelve_bits_of_colour_are_mentioned(tmp_path: Path) -> None:
     assert ["multiply" in warning for warning in load(tmp_path / "2").warnings] == [True]
 
 
-def test_names_of_classes_that_look_alike(tmp_path: Path) -> None:
+def test_similar_class_names_are_mentioned(tmp_path: Path) -> None:
     for name in ("Red panda", "red_panda", "zebra"):
         (tmp_path / name).mkdir()
         Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
@@ -372,14 +372,14 @@ def test_one_outlier_does_not_set_the_range(tmp_path: Path) -> None:
     assert len(found.images.unique()) > 200
 
 
-def test_copies_of_a_class_and_names_that_differ(tmp_path: Path) -> None:
+def test_a_copied_class_folder_is_mentioned_and_distinct_names_are_not(tmp_path: Path) -> None:
     for name in ("dogs", "dogs - Copy", "C", "C++", "-1", "1"):
         (tmp_path / name).mkdir()
         Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
     assert ["dogs - Copy" in warning for warning in load(tmp_path).warnings] == [True]
 
 
-def test_some_classes_or_a_test_part_alone_are_enough_for_an_evaluation(tmp_path: Path) -> None:
+def test_some_classes_or_a_test_split_alone_are_enough_for_an_evaluation(tmp_path: Path) -> None:
     for name in ("one/cats", "two/test/cats", "two/test/dogs"):
         (tmp_path / name).mkdir(parents=True)
         Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")
@@ -391,7 +391,7 @@ def test_some_classes_or_a_test_part_alone_are_enough_for_an_evaluation(tmp_path
             load(tmp_path / name)
 
 
-def test_a_test_part_without_labels_changes_no_label_of_the_others(tmp_path: Path) -> None:
+def test_a_test_split_without_labels_does_not_change_other_labels(tmp_path: Path) -> None:
     for name in ("train/cats", "train/zebras", "val/zebras", "test/images"):
         (tmp_path / name).mkdir(parents=True)
         Image.effect_noise((16, 16), 50).save(tmp_path / name / "1.png")

@@ -26,25 +26,25 @@ def tree(root: Path, *files: str) -> Path:
     return root
 
 
-def counts(found: Scan) -> dict[str, dict[str, int]]:
+def image_counts(found: Scan) -> dict[str, dict[str, int]]:
     return {split: {name: len(files) for name, files in classes.items()} for split, classes in found.files.items()}
 
 
-def passed_over(found: Scan) -> dict[str, int]:
+def passed_over_counts(found: Scan) -> dict[str, int]:
     return {kind: len(paths) for kind, paths in found.passed_over.items()}
 
 
 TWO = ("cats/1.jpg", "cats/2.png", "dogs/1.jpg")
 
 
-def test_classes(tmp_path: Path) -> None:
+def test_sub_folders_are_classes(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/deep/er/3.JPEG", "birds/1.webp"))
     assert found.classes == ["birds", "cats", "dogs"]
-    assert counts(found) == {"train": {"birds": 1, "cats": 3, "dogs": 1}}
+    assert image_counts(found) == {"train": {"birds": 1, "cats": 3, "dogs": 1}}
     files, labels = found.listing("train")
     assert labels == [0, 1, 1, 1, 2]
     assert files == sorted(files)
-    assert passed_over(found) == {}
+    assert passed_over_counts(found) == {}
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,16 @@ def test_classes(tmp_path: Path) -> None:
      ("images.Train", "images.Val", "images.Test"), ("train2017", "val2017", ""),
      ("trn", "", "tst"), ("train", "", "eval"), ("entrenamiento", "Validación", "prueba")],
 )  # fmt: skip
-def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, validation: str, test: str) -> None:
+def test_usual_names_of_splits_are_found_in_any_letter_case(
+    tmp_path: Path, train: str, validation: str, test: str
+) -> None:
     wanted = {"train": train, "validation": validation, "test": test}
     for top in wanted.values():
         if top:
             tree(tmp_path / top, *TWO)
     found = scan(tmp_path)
     assert found.classes == ["cats", "dogs"]
-    assert counts(found) == {split: {"cats": 2, "dogs": 1} for split, top in wanted.items() if top}
+    assert image_counts(found) == {split: {"cats": 2, "dogs": 1} for split, top in wanted.items() if top}
 
 
 @pytest.mark.parametrize(
@@ -103,13 +105,13 @@ def test_usual_names_of_splits_in_any_letter_case(tmp_path: Path, train: str, va
         ((), "no images"),
     ],
 )
-def test_refused(tmp_path: Path, files: tuple[str, ...], in_message: str) -> None:
+def test_ambiguous_layouts_are_refused(tmp_path: Path, files: tuple[str, ...], in_message: str) -> None:
     with pytest.raises(CnnlabError, match=in_message) as refusal:
         scan(tree(tmp_path, *files))
     assert "\n" not in str(refusal.value)
 
 
-def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
+def test_skipped_files_are_counted_and_named(tmp_path: Path) -> None:
     found = scan(
         tree(
             tmp_path, *TWO, "cats/3.cr2", "cats/4.CR2", "birds/", "1.jpg", "2.jpg", "3.png", "labels.csv", "dogs/a/"
@@ -118,7 +120,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path: Path) -> None:
     (tmp_path / "dogs/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     found = scan(tmp_path)
     assert found.classes == ["cats", "dogs"]
-    assert passed_over(found) == {
+    assert passed_over_counts(found) == {
         "image outside any class": 3, ".cr2": 2, ".csv": 1, "dangling link": 1, "empty folder": 1,
     }  # fmt: skip
     assert found.passed_over["empty folder"] == [str(tmp_path / "birds")]
@@ -133,26 +135,26 @@ def test_a_folder_without_any_image_is_named(tmp_path: Path) -> None:
     }
 
 
-def test_classes_whose_names_hold_a_splits_word(tmp_path: Path) -> None:
+def test_class_names_may_contain_the_name_of_a_split(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, "train station/1.jpg", "test tube/1.jpg", "dev board/1.jpg"))
     assert found.classes == ["dev board", "test tube", "train station"]
     found = scan(tree(tmp_path / "2", "train station/2019/1.jpg", "bus stop/2019/1.jpg"))
     assert found.classes == ["bus stop", "train station"]
 
 
-def test_more_names_of_splits(tmp_path: Path) -> None:
+def test_nested_chinese_and_keras_splits_are_found(tmp_path: Path) -> None:
     nested = tree(tmp_path / "a", *(f"seg_{s}/seg_{s}/{n}/1.jpg" for s in ("train", "test") for n in ("cats", "dogs")))
-    assert counts(scan(nested)) == {split: {"cats": 1, "dogs": 1} for split in ("train", "test")}
+    assert image_counts(scan(nested)) == {split: {"cats": 1, "dogs": 1} for split in ("train", "test")}
     chinese = tree(tmp_path / "b", "训练集/猫/1.jpg", "训练集/狗/1.jpg", "测试集/猫/1.jpg")
-    assert counts(scan(chinese)) == {"train": {"狗": 1, "猫": 1}, "test": {"猫": 1}}
+    assert image_counts(scan(chinese)) == {"train": {"狗": 1, "猫": 1}, "test": {"猫": 1}}
     keras = tree(tmp_path / "c", "train/cats/1.jpg", "train/dogs/1.jpg", "test/unknown/1.jpg", "0.jpg", "train/9.jpg")
     assert [path.name for path in scan(keras).unlabelled] == ["1.jpg"]
-    assert passed_over(scan(keras)) == {"image outside any class": 2}
+    assert passed_over_counts(scan(keras)) == {"image outside any class": 2}
 
 
-def test_files_with_odd_endings(tmp_path: Path) -> None:
+def test_files_with_odd_endings_are_skipped_or_refused(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/3.jpg?x=1", "cats/1.2.840.3", "cats/4.c!w6", "code/LICENSE"))
-    assert passed_over(found) == {"file without an extension": 4, "folder without images": 1}
+    assert passed_over_counts(found) == {"file without an extension": 4, "folder without images": 1}
     Image.new("L", (4, 4)).save(tmp_path / "birds.png")
     (tmp_path / "birds").mkdir()
     (tmp_path / "birds.png").rename(tmp_path / "birds/8c1f")
@@ -163,7 +165,7 @@ def test_files_with_odd_endings(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
-def test_a_class_or_split_that_is_not_mounted_is_refused(tmp_path: Path) -> None:
+def test_a_class_folder_that_is_a_dangling_link_is_refused(tmp_path: Path) -> None:
     tree(tmp_path, *TWO)
     (tmp_path / "birds").symlink_to(tmp_path / "usb/birds")
     with pytest.raises(CnnlabError, match="birds.*not there"):
@@ -171,7 +173,7 @@ def test_a_class_or_split_that_is_not_mounted_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(getattr(os, "geteuid", lambda: 0)() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_refused(tmp_path: Path) -> None:
     tree(tmp_path, *TWO, "cats/more/3.jpg")
     (tmp_path / "cats/more").chmod(0)
     with pytest.raises(CnnlabError, match="permissions"):
@@ -179,9 +181,9 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cats/more").chmod(0o700)
 
 
-def test_folders_of_our_commands_are_no_classes(tmp_path: Path) -> None:
+def test_folders_written_by_commands_are_not_classes(tmp_path: Path) -> None:
     runs = ("runs/cifar-10/competition.json", "runs/cifar-10/figure-1.8.png", "runs/cifar-10/train/run.json")
-    assert counts(scan(tree(tmp_path, *TWO, *runs))) == {"train": {"cats": 2, "dogs": 1}}
+    assert image_counts(scan(tree(tmp_path, *TWO, *runs))) == {"train": {"cats": 2, "dogs": 1}}
 
 
 def test_a_class_of_dangling_links_is_refused(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_a_class_of_dangling_links_is_refused(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
-def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
+def test_system_folders_are_not_classes(tmp_path: Path) -> None:
     found = scan(
         tree(
             tmp_path, *TWO, "@eaDir/cats/1.jpg", "cats/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "#recycle/1.jpg",
@@ -200,11 +202,11 @@ def test_folders_of_the_system_are_no_classes(tmp_path: Path) -> None:
             "Trash-1000/1.jpg", "cats/Trash/1.jpg", "dogs/thumbs/1.jpg", "Thumbnails/cats/1.jpg", "Lightroom.lrdata/1.jpg", "~snapshot/daily/1.jpg", "LOST.DIR/1.jpg",
         )
     )  # fmt: skip
-    assert counts(found) == {"train": {"cats": 2, "dogs": 1}}
-    assert passed_over(found) == {}
+    assert image_counts(found) == {"train": {"cats": 2, "dogs": 1}}
+    assert passed_over_counts(found) == {}
 
 
-def test_runs_inside_the_data_are_no_class(tmp_path: Path) -> None:
+def test_runs_inside_the_data_are_not_classes(tmp_path: Path) -> None:
     plain = scan(tree(tmp_path, *TWO))
     run = ("run.json", "curves.png", "checkpoint.safetensors")
     tree(tmp_path / "runs/mine-001", *run)
@@ -214,7 +216,7 @@ def test_runs_inside_the_data_are_no_class(tmp_path: Path) -> None:
     tree(tmp_path / "single-run", *run)
     found = scan(tmp_path)
     assert found.files == plain.files
-    assert passed_over(found) == {"folder of runs": 2, "run": 1}
+    assert passed_over_counts(found) == {"folder of runs": 2, "run": 1}
 
 
 def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
@@ -227,10 +229,10 @@ def test_one_name_in_two_unicode_forms_is_one_class(tmp_path: Path) -> None:
     assert len(found.classes) == 2
     name = found.classes[1]
     assert (tmp_path / "train" / name).is_dir()  # spelled as on the disk
-    assert counts(found) == {"train": {"bar": 1, name: 2}, "test": {"bar": 1, name: 1}}
+    assert image_counts(found) == {"train": {"bar": 1, name: 2}, "test": {"bar": 1, name: 1}}
 
 
-def test_unlabelled_test_images_are_found_at_the_start(tmp_path: Path) -> None:
+def test_unlabelled_test_images_are_found(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "test/1.jpg", "test/2.jpg"))
     assert set(found.files) == {"train"}
     assert [path.name for path in found.unlabelled] == ["1.jpg", "2.jpg"]
@@ -244,7 +246,9 @@ def test_unlabelled_test_images_are_found_at_the_start(tmp_path: Path) -> None:
         ("train", "test"),
     ],
 )
-def test_a_flat_test_part_is_no_class_and_its_names_may_tell_the_classes(tmp_path: Path, train: str, test: str) -> None:
+def test_a_flat_test_folder_is_not_a_class_and_file_names_may_give_the_classes(
+    tmp_path: Path, train: str, test: str
+) -> None:
     tree(
         tmp_path,
         *(f"{train}/{c}/{c}1.jpg" for c in ("A", "B", "space")),
@@ -252,7 +256,7 @@ def test_a_flat_test_part_is_no_class_and_its_names_may_tell_the_classes(tmp_pat
         f"{test}/space_test.jpg",
     )
     found = scan(tmp_path)
-    assert counts(found) == {"train": {"A": 1, "B": 1, "space": 1}}
+    assert image_counts(found) == {"train": {"A": 1, "B": 1, "space": 1}}
     assert sorted(path.name for path in found.unlabelled) == ["A_test.jpg", "space_test.jpg"]
     (warning,) = folder.listing(tmp_path).warnings
     assert "names begin with the class" in warning
@@ -262,18 +266,18 @@ def test_a_flat_test_part_is_no_class_and_its_names_may_tell_the_classes(tmp_pat
     assert "nothing can be measured" in warning
 
 
-def test_a_link_to_a_folder_further_up_brings_no_image_into_a_class(tmp_path: Path) -> None:
+def test_a_link_to_a_parent_folder_adds_no_images_to_a_class(tmp_path: Path) -> None:
     tree(tmp_path, *TWO)
     (tmp_path / "cats/up").symlink_to(tmp_path, target_is_directory=True)
-    assert counts(scan(tmp_path)) == {"train": {"cats": 2, "dogs": 1}}
+    assert image_counts(scan(tmp_path)) == {"train": {"cats": 2, "dogs": 1}}
 
 
 def test_folders_beside_the_splits_are_counted(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, "train/cats/1.jpg", "train/dogs/1.jpg", "unlabelled/1.jpg", "readme.md", "docs/"))
-    assert passed_over(found) == {".md": 1, "other folder": 1}
+    assert passed_over_counts(found) == {".md": 1, "other folder": 1}
 
 
-def test_sub_folders_that_every_class_has_may_be_the_classes(tmp_path: Path) -> None:
+def test_sub_folders_common_to_all_classes_are_noted(tmp_path: Path) -> None:
     tree(tmp_path / "color", *TWO)
     tree(tmp_path / "grayscale", *TWO)
     found = scan(tmp_path)
@@ -283,18 +287,18 @@ def test_sub_folders_that_every_class_has_may_be_the_classes(tmp_path: Path) -> 
     assert scan(tmp_path).repeated == ()
 
 
-def test_words_of_systems_and_splits_that_are_classes(tmp_path: Path) -> None:
+def test_classes_may_be_named_like_system_folders_or_splits(tmp_path: Path) -> None:
     for classes in (["glass", "paper", "trash"], ["fist", "thumbs"], ["invalid", "valid"], ["part1", "part2"]):
         found = scan(tree(tmp_path / classes[0], *(f"{name}/of {name}/1.jpg" for name in classes)))
         assert found.classes == classes
 
 
-def test_tables_named_like_ours_hide_no_class(tmp_path: Path) -> None:
+def test_tables_named_like_cnnlabs_do_not_hide_a_class(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/cv/folds.json", "dogs/grades.csv", "dogs/2.jpg", "dogs/3.jpg"))
-    assert counts(found) == {"train": {"cats": 2, "dogs": 3}}
+    assert image_counts(found) == {"train": {"cats": 2, "dogs": 3}}
 
 
 def test_arrays_beside_images_are_not_images(tmp_path: Path) -> None:
     found = scan(tree(tmp_path, *TWO, "cats/1.npy", "masks/1.npy", "masks/2.npy"))
-    assert counts(found) == {"train": {"cats": 2, "dogs": 1, "masks": 2}}
-    assert passed_over(found) == {".npy": 1}
+    assert image_counts(found) == {"train": {"cats": 2, "dogs": 1, "masks": 2}}
+    assert passed_over_counts(found) == {".npy": 1}

@@ -31,7 +31,7 @@ def jpeg(side: int = 12) -> bytes:
     return file.getvalue()
 
 
-def shard(path: str, files: Iterable[tuple[str, bytes]], mode: str = "w:") -> None:
+def write_shard(path: str, files: Iterable[tuple[str, bytes]], mode: str = "w:") -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
         for name, content in files:
@@ -40,7 +40,7 @@ def shard(path: str, files: Iterable[tuple[str, bytes]], mode: str = "w:") -> No
             tar.addfile(member, io.BytesIO(content))
 
 
-def loaded(source: str, split: str = "train", columns: str = "") -> ImageSet:
+def load_source(source: str, split: str = "train", columns: str = "") -> ImageSet:
     images = load_images(source, split, SourceOptions(data_dir=Path("data"), columns=columns))
     assert images is not None
     return images
@@ -54,60 +54,60 @@ def assert_same(one: ImageSet, pixels: list[bytes], labels: list[str]) -> None:
         Path(f"one/a/{i:03}.jpg").write_bytes(content)
     Path("one/b").mkdir(exist_ok=True)
     Path("one/b/0.jpg").write_bytes(pixels[0])
-    assert torch.equal(in_memory(one.images, "this"), loaded("folder:one").images[: len(pixels)])
+    assert torch.equal(in_memory(one.images, "this"), load_source("folder:one").images[: len(pixels)])
 
 
-def test_tar_shards() -> None:
+def test_tar_shards_are_read() -> None:
     files = [jpeg(10 + i) for i in range(9)]
     for s in range(3):
         part = range(3 * s, 3 * s + 3)
-        shard(f"tars/train-{s:02}.tar", ((f"d/{i:04}.{e}", c) for i in part
+        write_shard(f"tars/train-{s:02}.tar", ((f"d/{i:04}.{e}", c) for i in part
               for e, c in (("jpg", files[i]), ("cls", str(i % 3 + 9).encode()))))  # fmt: skip
-    shard("tars/val-00.tar", [("x.jpg", files[0]), ("x.cls", b"9"), ("y.jpg", files[1]), ("y.cls", b"10"),
+    write_shard("tars/val-00.tar", [("x.jpg", files[0]), ("x.cls", b"9"), ("y.jpg", files[1]), ("y.cls", b"10"),
                              ("z.jpg", files[1]), ("z.cls", b"11")])  # fmt: skip
     for pattern in ("tars", "tars/*.tar", "**/*.tar", "tars/**.tar"):
-        images = loaded(f"wds:{pattern}")
+        images = load_source(f"wds:{pattern}")
         assert images.classes == ["9", "10", "11"]
         assert_same(images, files, [str(i % 3 + 9) for i in range(9)])
-        assert loaded(f"wds:{pattern}", "validation").labels.tolist() == [0, 1, 2]
-    assert len(loaded("wds:tars/train-{01..02}.tar")) == 6
+        assert load_source(f"wds:{pattern}", "validation").labels.tolist() == [0, 1, 2]
+    assert len(load_source("wds:tars/train-{01..02}.tar")) == 6
     pack("wds:tars", "store", OPTIONS)
-    assert_same(loaded("pack:store"), files, [str(i % 3 + 9) for i in range(9)])
+    assert_same(load_source("pack:store"), files, [str(i % 3 + 9) for i in range(9)])
     with pytest.raises(CnnlabError, match=r"train-03.tar does not exist"):
-        loaded("wds:tars/train-{00..03}.tar")
+        load_source("wds:tars/train-{00..03}.tar")
 
 
-def test_shards_of_one_name_have_ids_of_their_own() -> None:
+def test_shards_with_the_same_name_have_distinct_ids() -> None:
     for folder in ("train/a", "train/b", "test"):
-        shard(f"tars/{folder}/0.tar", [("1.jpg", jpeg()), ("1.cls", b"x"), ("2.jpg", jpeg()), ("2.cls", b"y")])
-    assert loaded("wds:tars/train").ids == ["a/0/1.jpg", "a/0/2.jpg", "b/0/1.jpg", "b/0/2.jpg"]
-    assert loaded("wds:tars", "test").ids == ["test/0/1.jpg", "test/0/2.jpg"]
-    assert loaded("wds:tars/train/a").ids == ["0/1.jpg", "0/2.jpg"]
+        write_shard(f"tars/{folder}/0.tar", [("1.jpg", jpeg()), ("1.cls", b"x"), ("2.jpg", jpeg()), ("2.cls", b"y")])
+    assert load_source("wds:tars/train").ids == ["a/0/1.jpg", "a/0/2.jpg", "b/0/1.jpg", "b/0/2.jpg"]
+    assert load_source("wds:tars", "test").ids == ["test/0/1.jpg", "test/0/2.jpg"]
+    assert load_source("wds:tars/train/a").ids == ["0/1.jpg", "0/2.jpg"]
 
 
-def test_labels_in_json() -> None:
+def test_labels_are_read_from_json() -> None:
     about = [
         json.dumps({"species": "ab"[i % 2], "patient": f"p{i}", "w": 1 + i, "tags": []}).encode() for i in range(4)
     ]
-    shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("json", about[i]), ("jpg", jpeg()))))
-    images = loaded("wds:t.tar", columns="label=species,group=patient,weight=w")
+    write_shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("json", about[i]), ("jpg", jpeg()))))
+    images = load_source("wds:t.tar", columns="label=species,group=patient,weight=w")
     assert images.classes == ["a", "b"]
     assert images.groups == ["p0", "p1", "p2", "p3"]
     assert images.weights is not None
     assert images.weights.tolist() == [1, 2, 3, 4]
     with pytest.raises(CnnlabError, match="which column is the label"):
-        loaded("wds:t.tar", columns="group=patient")
-    shard("both.tar", ((f"{i}.{e}", c) for i in range(4)
+        load_source("wds:t.tar", columns="group=patient")
+    write_shard("both.tar", ((f"{i}.{e}", c) for i in range(4)
                        for e, c in (("json", about[i]), ("jpg", jpeg()), ("cls", b"xy"[i % 2 :][:1]))))  # fmt: skip
-    assert loaded("wds:both.tar").groups is None
-    images = loaded("wds:both.tar", columns="group=patient")
+    assert load_source("wds:both.tar").groups is None
+    images = load_source("wds:both.tar", columns="group=patient")
     assert (images.classes, images.groups) == (["x", "y"], ["p0", "p1", "p2", "p3"])
-    assert loaded("wds:both.tar", columns="label=species").classes == ["a", "b"]
+    assert load_source("wds:both.tar", columns="label=species").classes == ["a", "b"]
     with pytest.raises(CnnlabError, match="hospital"):
-        loaded("wds:both.tar", columns="group=hospital")
+        load_source("wds:both.tar", columns="group=hospital")
     about = [json.dumps({"label": i % 2, "path": "x", "file_name": f"{i}.png"}).encode() for i in range(2)]
-    shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
-    assert loaded("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image
+    write_shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
+    assert load_source("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image
 
 
 @pytest.mark.parametrize(
@@ -124,21 +124,21 @@ def test_labels_in_json() -> None:
         ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"1")], "w:", "train/1.jpg|1.jpg is damaged"),
     ],
 )
-def test_shards_that_are_refused(files: list[tuple[str, bytes]], mode: str, text: str) -> None:
-    shard("train.tar", files, mode)
+def test_bad_shards_are_refused(files: list[tuple[str, bytes]], mode: str, text: str) -> None:
+    write_shard("train.tar", files, mode)
     with pytest.raises(CnnlabError, match=text):
-        loaded("wds:train.tar")
+        load_source("wds:train.tar")
 
 
-def test_cut_off_shard() -> None:
-    shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("cls", b"ab"[i % 2 :][:1]), ("jpg", jpeg()))))
+def test_a_truncated_shard_is_an_error() -> None:
+    write_shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("cls", b"ab"[i % 2 :][:1]), ("jpg", jpeg()))))
     content = Path("t.tar").read_bytes()
     Path("t.tar").write_bytes(content[: len(content) // 2 - 700])
     with pytest.raises(CnnlabError):
-        loaded("wds:t.tar")
+        load_source("wds:t.tar")
 
 
-def test_parquet_files(cnnlab: Command) -> None:
+def test_parquet_files_are_read(cnnlab: Command) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet as pq
 
@@ -150,27 +150,27 @@ def test_parquet_files(cnnlab: Command) -> None:
             {"image": [{"bytes": files[i], "path": None} for i in part], "label": [i % 2 for i in part]}
         ).replace_schema_metadata({"huggingface": json.dumps(names)})
         pq.write_table(table, f"set/data/{split}-0000{s}-of-00003.parquet", row_group_size=40)
-    images = loaded("parquet:set")
+    images = load_source("parquet:set")
     assert images.classes == ["cat", "dog"]
     assert_same(images, files[:80], [["cat", "dog"][i % 2] for i in range(80)])
-    assert len(loaded("parquet:set", "test")) == 10
+    assert len(load_source("parquet:set", "test")) == 10
     pack("parquet:set", "store", OPTIONS)
-    assert_same(loaded("pack:store"), files[:80], [["cat", "dog"][i % 2] for i in range(80)])
+    assert_same(load_source("pack:store"), files[:80], [["cat", "dog"][i % 2] for i in range(80)])
     plain = pa.table({"jpg": files[:4], "y": ["a", "b", "a", None], "split": ["train", "training", "val", "test"]})
     pq.write_table(plain, "plain.parquet")
-    assert loaded("parquet:plain.parquet", columns="label=y").labels.tolist() == [0, 1]
+    assert load_source("parquet:plain.parquet", columns="label=y").labels.tolist() == [0, 1]
     pq.write_table(plain.slice(0, 0), "empty.parquet")
     with pytest.raises(CnnlabError, match="holds no images"):
-        loaded("parquet:empty.parquet", columns="label=y")
+        load_source("parquet:empty.parquet", columns="label=y")
     Path("bad.parquet").write_bytes(b"PAR1")
     assert "damaged" in one_line_error(cnnlab("data", "pack", "parquet:bad.parquet", "other"))
     with pytest.raises(CnnlabError, match="damaged"):
-        loaded("parquet:bad.parquet")
+        load_source("parquet:bad.parquet")
     with pytest.raises(CnnlabError, match="does not exist"):
-        loaded("parquet:none.parquet")
+        load_source("parquet:none.parquet")
 
 
-def test_parquet_rows_in_any_order() -> None:
+def test_parquet_rows_can_be_read_in_any_order() -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet as pq
 
@@ -184,7 +184,7 @@ def test_parquet_rows_in_any_order() -> None:
         assert rows.read(i) == bytes([i % 256, i // 256])
 
 
-def test_few_parquet_files_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_parquet_files_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet as pq
 
@@ -200,7 +200,7 @@ def test_few_parquet_files_are_open(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sum(bool(one._table or one._kept) for one in files) <= 3
 
 
-def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(CnnlabError, match="pip install"):
-        loaded("parquet:t.parquet")
+        load_source("parquet:t.parquet")

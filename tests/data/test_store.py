@@ -100,22 +100,22 @@ def leaves(tmp_path: Path) -> Leaves:
     return Leaves(tmp_path / "leaves")
 
 
-def run(leaves: Leaves | Path, where: Path | None = None, layout: Layout = SPECIES, **options: Any) -> Store:
+def prepare(leaves: Leaves | Path, where: Path | None = None, layout: Layout = SPECIES, **options: Any) -> Store:
     folder = leaves if isinstance(leaves, Path) else leaves.write()
     return prepare_store(folder, store=where or Path("store").absolute(), layout=layout, **options)
 
 
-def error(leaves: Leaves | Path, **options: Any) -> str:
+def preparation_error(leaves: Leaves | Path, **options: Any) -> str:
     """Return the one-line error of preparing a store, which must leave nothing behind."""
     with pytest.raises(CnnlabError) as caught:
-        run(leaves, **options)
+        prepare(leaves, **options)
     text = str(caught.value)
     assert "\n" not in text
     assert [p.name for p in Path.cwd().iterdir() if "store" in p.name] in ([], ["store.lock"])
     return text
 
 
-def same(a: Store, b: Store) -> bool:
+def same_store(a: Store, b: Store) -> bool:
     plain = (
         "classes",
         "train_ids",
@@ -149,7 +149,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.mark.slow
-def test_kaggles_cifar10_pixel_for_pixel(real: Store) -> None:
+def test_kaggles_cifar10_is_read_pixel_for_pixel(real: Store) -> None:
     """Against digests of all pixels. They were checked against Pillow and py7zr's own loop, which takes minutes.
 
     Of the smaller archive, every seventh image was checked.
@@ -182,7 +182,7 @@ def test_kaggles_cifar10_has_the_known_statistics(real: Store) -> None:
 
 @pytest.mark.parametrize("kind", [".zip", ".7z", "/"])
 def test_every_pixel_is_at_the_row_of_its_id(leaves: Leaves, kind: str) -> None:
-    found = run(leaves.write(kind))
+    found = prepare(leaves.write(kind))
     assert found.train.images.shape == (30, 1, 20, 20)
     assert found.train.classes == ["ash", "elm", "oak"]
     assert found.train.ids == [name for name, _ in leaves.labels]
@@ -204,54 +204,54 @@ def test_every_pixel_is_at_the_row_of_its_id(leaves: Leaves, kind: str) -> None:
 
 
 def test_all_kinds_of_input_give_the_same_store(leaves: Leaves, tmp_path: Path) -> None:
-    first = run(leaves.write(".zip"), tmp_path / "a")
+    first = prepare(leaves.write(".zip"), tmp_path / "a")
     for i, (kind, nested) in enumerate([("/", ""), (".7z", ""), (".zip", "."), (".7z", "leaves"), ("/", "deep/er")]):
-        assert same(first, run(leaves.write(kind, nested), tmp_path / f"b{i}")), (kind, nested)
+        assert same_store(first, prepare(leaves.write(kind, nested), tmp_path / f"b{i}")), (kind, nested)
 
 
-def test_writing_to_the_images_does_not_reach_the_store(leaves: Leaves) -> None:
-    found = run(leaves)
+def test_changing_the_images_does_not_change_the_store(leaves: Leaves) -> None:
+    found = prepare(leaves)
     found.train.images[0] = 0
     assert not torch.equal(open_store(found.path).train.images[0], found.train.images[0])
 
 
-def test_processes_give_the_same_store(leaves: Leaves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_give_the_same_store(leaves: Leaves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     leaves.train = {f"{i}": png(i, channels=3) for i in range(1500)}
     leaves.labels = [(name, "ab"[i % 2]) for i, name in enumerate(leaves.train)]
     monkeypatch.setattr("cnnlab.competition.prepare_store.available_cores", lambda: 3)
     folder = leaves.write()
-    assert same(run(folder, tmp_path / "a", workers=1), run(folder, tmp_path / "b", workers=3))
+    assert same_store(prepare(folder, tmp_path / "a", workers=1), prepare(folder, tmp_path / "b", workers=3))
 
 
-def test_the_second_call_only_opens(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_call_only_opens_the_store(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = leaves.write()
     calls: list[tuple[str, int, int]] = []
-    first = run(folder, report=lambda *call: calls.append(call))
+    first = prepare(folder, report=lambda *call: calls.append(call))
     assert calls[-1] == ("decoding test.zip", 12, 12)
     assert ("decoding train.zip", 30, 30) in calls
     times = {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
     assert sorted(times) == ["sample.csv", "store.json", "test.npy", "train.npy"]
-    assert same(first, run(folder, report=lambda *call: pytest.fail("it worked again")))
+    assert same_store(first, prepare(folder, report=lambda *call: pytest.fail("it worked again")))
     assert times == {p.name: p.stat().st_mtime_ns for p in first.path.iterdir()}
     # Any option that affects the content makes another store.
-    run(folder, skip_bad=True)
+    prepare(folder, skip_bad=True)
     assert open_store(first.path).info["key"] != first.info["key"]
     leaves.train["leaf-0a"] = png(9999)
-    assert np.array_equal(run(leaves).train.images[-1, 0].numpy(), pixels(9999))
+    assert np.array_equal(prepare(leaves).train.images[-1, 0].numpy(), pixels(9999))
 
 
 def test_a_store_of_other_files_is_not_replaced(leaves: Leaves, tmp_path: Path) -> None:
-    first = run(leaves.write())
+    first = prepare(leaves.write())
     shutil.copytree(leaves.root, tmp_path / "others")
     (tmp_path / "others" / "train.zip").touch()
     with pytest.raises(
         CnnlabError, match=f"was prepared from {re.escape(str(leaves.root))}; name another folder with --store"
     ):
         prepare_store(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
-    assert same(open_store(first.path), first)
+    assert same_store(open_store(first.path), first)
     # The same folder under another name.
     (tmp_path / "link").symlink_to(leaves.root)
-    assert run(tmp_path / "link", layout=replace(SPECIES, image_size=8)).info["image_size"] == 8
+    assert prepare(tmp_path / "link", layout=replace(SPECIES, image_size=8)).info["image_size"] == 8
 
 
 def test_the_default_store_is_in_the_users_cache(
@@ -266,7 +266,7 @@ def test_the_default_store_is_in_the_users_cache(
 @pytest.mark.parametrize("spoil", ["train.npy", "test.npy", "store.json", "sample.csv"])
 def test_an_incomplete_store_is_refused_and_prepared_again(leaves: Leaves, spoil: str) -> None:
     folder = leaves.write()
-    first = run(folder)
+    first = prepare(folder)
     copy = shutil.copytree(first.path, "copy")
     if spoil == "store.json":
         value = json.loads((first.path / spoil).read_text())
@@ -277,7 +277,7 @@ def test_an_incomplete_store_is_refused_and_prepared_again(leaves: Leaves, spoil
         os.truncate(first.path / spoil, 500)
     with pytest.raises(CnnlabError, match="is damaged.*prepare it again"):
         open_store(first.path)
-    assert same(run(folder), open_store(copy))
+    assert same_store(prepare(folder), open_store(copy))
 
 
 def test_other_folders_are_neither_opened_nor_overwritten(leaves: Leaves, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_other_folders_are_neither_opened_nor_overwritten(leaves: Leaves, tmp_pa
     for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
         (tmp_path / "mine" / name).write_text(text)
         with pytest.raises(CnnlabError, match="exists and is not a cnnlab store"):
-            run(leaves, tmp_path / "mine")
+            prepare(leaves, tmp_path / "mine")
     with pytest.raises(CnnlabError, match="has format 'mine'"):
         open_store(tmp_path / "mine")
 
@@ -308,20 +308,20 @@ def test_a_killed_preparation_leaves_no_store(leaves: Leaves, tmp_path: Path) ->
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    run(folder, tmp_path / "store")
+    prepare(folder, tmp_path / "store")
     assert not list(tmp_path.glob(".store.*"))
 
 
 def test_ctrl_c_leaves_nothing(leaves: Leaves, tmp_path: Path) -> None:
-    def press(*call: object) -> None:
+    def interrupt(*call: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(leaves, report=press)
+        prepare(leaves, report=interrupt)
     assert [p.name for p in tmp_path.iterdir() if "store" in p.name] == ["store.lock"]
 
 
-def test_two_processes_prepare_it_once(leaves: Leaves, tmp_path: Path) -> None:
+def test_two_processes_prepare_a_store_once(leaves: Leaves, tmp_path: Path) -> None:
     folder = leaves.write()
     code = (
         "from pathlib import Path; from cnnlab.competition.layout import Layout; from cnnlab.competition.prepare_store import prepare_store\n"
@@ -340,7 +340,7 @@ def test_missing_ids_are_noted(leaves: Leaves) -> None:
     leaves.labels += [("lost-1", "oak"), leaves.labels[0]]
     del leaves.test["x7"]
     leaves.test |= {"x100": png(1), "x99": png(2)}
-    found = run(leaves)
+    found = prepare(leaves)
     assert found.info["report"] == [
         "1 rows of species.csv repeat an id with the same label: leaf-29c",
         "2 ids in species.csv have no image in train.zip: leaf-3a, lost-1",
@@ -364,26 +364,26 @@ def test_missing_ids_are_noted(leaves: Leaves) -> None:
         assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
 
 
-def test_without_test_images_or_sample(leaves: Leaves, tmp_path: Path) -> None:
+def test_test_images_and_the_sample_are_optional(leaves: Leaves, tmp_path: Path) -> None:
     folder = leaves.write()
     (folder / "sample.csv").unlink()
-    found = run(folder)
+    found = prepare(folder)
     assert found.sample_ids is found.sample is None
     assert found.info["sample_without_image"] == []
     assert found.test_ids == [f"x{i}" for i in range(12)]  # x9 before x10
     (folder / "test.zip").unlink()
-    found = run(folder)
+    found = prepare(folder)
     assert found.test_images.shape == (0, 1, 20, 20)
     assert found.test_ids == []
     assert len(found.info["report"]) == 2
 
 
 @pytest.mark.parametrize("spelling", ["{}", "{}.png", "train/{}.png", "train\\{}.PNG"])
-def test_spellings_of_ids(leaves: Leaves, spelling: str) -> None:
-    plain = run(leaves)
+def test_ids_may_be_spelled_as_file_names(leaves: Leaves, spelling: str) -> None:
+    plain = prepare(leaves)
     leaves.labels = [(spelling.format(name), label) for name, label in leaves.labels]
     leaves.sample = [spelling.format(name) for name in leaves.sample]
-    found = run(leaves)
+    found = prepare(leaves)
     assert torch.equal(found.train.images, plain.train.images)
     assert torch.equal(found.test_images, plain.test_images)
     assert found.test_ids == found.sample_ids == leaves.sample  # a submission must keep the spelling
@@ -404,7 +404,7 @@ def test_any_id_survives_a_table_and_finds_its_image(ids: list[str]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 10**30)), unique=True))
-def test_natural_order(pairs: list[tuple[str, int]]) -> None:
+def test_natural_order_sorts_numbers_by_value(pairs: list[tuple[str, int]]) -> None:
     assert sorted((f"{a}{n}" for a, n in pairs), key=natural) == [f"{a}{n}" for a, n in sorted(pairs)]
 
 
@@ -423,20 +423,20 @@ def test_natural_order(pairs: list[tuple[str, int]]) -> None:
         ),
     ],
 )
-def test_tables_that_cannot_be_used(leaves: Leaves, content: bytes, expected: str) -> None:
+def test_unusable_tables_are_refused(leaves: Leaves, content: bytes, expected: str) -> None:
     folder = leaves.write()
     (folder / "species.csv").write_bytes(content)
-    assert expected in error(folder)
+    assert expected in preparation_error(folder)
 
 
-def test_samples_that_cannot_be_used(leaves: Leaves) -> None:
+def test_unusable_samples_are_refused(leaves: Leaves) -> None:
     leaves.sample[3] = leaves.sample[0]
-    assert "sample.csv, line 5: 'x0' is also on line 2" in error(leaves)
+    assert "sample.csv, line 5: 'x0' is also on line 2" in preparation_error(leaves)
     leaves.sample[3] = "x0.png"
-    assert "lists one image twice, as x0 and x0.png" in error(leaves)
+    assert "lists one image twice, as x0 and x0.png" in preparation_error(leaves)
     folder = leaves.write()
     (folder / "sample.csv").write_text("file\nx0\n")
-    assert "sample.csv: no column 'species'" in error(folder)
+    assert "sample.csv: no column 'species'" in preparation_error(folder)
 
 
 @pytest.mark.parametrize("nested", ["", "deep"])
@@ -450,7 +450,7 @@ def test_the_store_holds_an_exact_copy_of_the_sample(leaves: Leaves, nested: str
             for file in ("species.csv", "sample.csv", "train.zip", "test.zip"):
                 zipped.write(folder / file, f"{nested}/{file}")
         folder = whole
-    found = run(folder)
+    found = prepare(folder)
     assert found.sample == found.path / "sample.csv"
     assert found.sample.read_bytes() == content.encode()
     assert found.test_ids == found.sample_ids == [f"{name} " for name in leaves.sample]  # with the trailing space
@@ -459,70 +459,72 @@ def test_the_store_holds_an_exact_copy_of_the_sample(leaves: Leaves, nested: str
 
 def test_the_same_images_have_the_same_fingerprint(leaves: Leaves, tmp_path: Path) -> None:
     folder = leaves.write("/")
-    first = run(folder, tmp_path / "a")
+    first = prepare(folder, tmp_path / "a")
     os.utime(folder / "train" / "leaf-0a.png", (1, 1))
-    again = run(folder, tmp_path / "b")
+    again = prepare(folder, tmp_path / "b")
     assert again.info["key"] != first.info["key"]
     assert again.info["fingerprint"] == first.info["fingerprint"]
     leaves.test["x3"] = png(5)
-    assert run(leaves.write("/"), tmp_path / "c").info["fingerprint"] != first.info["fingerprint"]
+    assert prepare(leaves.write("/"), tmp_path / "c").info["fingerprint"] != first.info["fingerprint"]
     leaves.test["x3"] = png(103)
     leaves.labels[0] = (leaves.labels[0][0], "oak" if leaves.labels[0][1] == "elm" else "elm")
-    assert run(leaves.write("/"), tmp_path / "d").info["fingerprint"] != first.info["fingerprint"]
+    assert prepare(leaves.write("/"), tmp_path / "d").info["fingerprint"] != first.info["fingerprint"]
 
 
-def test_files_that_are_not_there(leaves: Leaves, tmp_path: Path) -> None:
-    assert "does not exist" in error(tmp_path / "none")
+def test_missing_files_are_named(leaves: Leaves, tmp_path: Path) -> None:
+    assert "does not exist" in preparation_error(tmp_path / "none")
     folder = leaves.write()
-    assert "neither a folder nor a zip" in error(folder / "species.csv")
+    assert "neither a folder nor a zip" in preparation_error(folder / "species.csv")
     (folder / "train.zip").rename(folder / "kaggle.zip")
-    assert "has no train (the training images" in error(folder)
-    assert "give" in error(folder)
-    assert "has no trainLabels.csv" in error(leaves.write(), layout=Layout())
+    assert "has no train (the training images" in preparation_error(folder)
+    assert "give" in preparation_error(folder)
+    assert "has no trainLabels.csv" in preparation_error(leaves.write(), layout=Layout())
     with pytest.raises(CnnlabError, match="workers=0"):
-        run(leaves, workers=0)
+        prepare(leaves, workers=0)
     with pytest.raises(CnnlabError, match="fit='squash'"):
-        run(leaves, layout=Layout(fit="squash"))
+        prepare(leaves, layout=Layout(fit="squash"))
 
 
-def test_images_of_one_id(leaves: Leaves) -> None:
+def test_images_with_the_same_id_are_refused(leaves: Leaves) -> None:
     leaves.train["sub/leaf-0a"] = png(1)
-    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have the same id, leaf-0a" in error(leaves)
+    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have the same id, leaf-0a" in preparation_error(
+        leaves
+    )
 
 
 def test_hostile_archives_are_refused(leaves: Leaves) -> None:
     leaves.train["../../x"] = png(1)
     leaves.labels.append(("x", "oak"))
-    assert "leads outside" in error(leaves)
+    assert "leads outside" in preparation_error(leaves)
     for nested in (".", "deep"):
-        assert "leads outside" in error(leaves.write(nested=nested))
+        assert "leads outside" in preparation_error(leaves.write(nested=nested))
     leaves.train = {}
-    assert "holds no images" in error(leaves)
+    assert "holds no images" in preparation_error(leaves)
 
 
-def test_names_in_another_case_and_files_of_another_kind(leaves: Leaves, tmp_path: Path) -> None:
+def test_names_in_another_case_are_found_and_other_kinds_of_files_refused(leaves: Leaves, tmp_path: Path) -> None:
     folder = leaves.write()
     (folder / "train.zip").rename(folder / "TRAIN.zip")
     (folder / "species.csv").rename(folder / "Species.CSV")
-    assert len(run(folder, tmp_path / "elsewhere" / "store").train) == len(leaves.labels)
+    assert len(prepare(folder, tmp_path / "elsewhere" / "store").train) == len(leaves.labels)
     (folder / "TRAIN.zip").rename(folder / "train.rar")
     (folder / "train.rar").write_bytes(b"Rar!\x1a\x07\1\0")
-    assert "train.rar is a RAR archive; unpack it" in error(folder)
+    assert "train.rar is a RAR archive; unpack it" in preparation_error(folder)
     (folder / "train.rar").unlink()
     (folder / "train").mkdir()
     with zipfile.ZipFile(folder / "Species.xlsx", "w") as zipped:
         zipped.writestr("xl/workbook.xml", "x")
     (folder / "Species.CSV").unlink()
-    assert "Species.xlsx is an Excel workbook, not a CSV file" in error(folder)
+    assert "Species.xlsx is an Excel workbook, not a CSV file" in preparation_error(folder)
     (tmp_path / "outer").mkdir()
     folder.rename(tmp_path / "outer" / "inner")
-    assert "but inner in it has: give that folder" in error(tmp_path / "outer")
+    assert "but inner in it has: give that folder" in preparation_error(tmp_path / "outer")
 
 
-def test_a_damaged_zip(leaves: Leaves) -> None:
+def test_a_damaged_zip_is_refused(leaves: Leaves) -> None:
     whole = leaves.write(nested=".")
     whole.write_bytes(whole.read_bytes()[:-30])
-    assert "whole.zip is damaged or incomplete" in error(whole)
+    assert "whole.zip is damaged or incomplete" in preparation_error(whole)
 
 
 def repacked(whole: Path, change: dict[str, int]) -> Path:
@@ -534,18 +536,20 @@ def repacked(whole: Path, change: dict[str, int]) -> Path:
     return other
 
 
-def test_hostile_files_in_the_competitions_zip(leaves: Leaves) -> None:
+def test_hostile_files_in_the_competitions_zip_are_refused(leaves: Leaves) -> None:
     whole = leaves.write(nested=".")
     for name in ("species.csv", "sample.csv", "train.zip"):
         for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-            assert f"{name} uses an unsupported compression method; unpack" in error(repacked(whole, {name: method}))
+            assert f"{name} uses an unsupported compression method; unpack" in preparation_error(
+                repacked(whole, {name: method})
+            )
     content = bytearray(whole.read_bytes())
     content[content.rindex(b"PK\1\2", 0, content.rindex(b"species.csv")) + 8] |= 1
     whole.write_bytes(content)
-    assert "whole.zip is encrypted; unpack it" in error(whole)
+    assert "whole.zip is encrypted; unpack it" in preparation_error(whole)
 
 
-def test_a_zip_with_folders_where_files_should_be(leaves: Leaves, tmp_path: Path) -> None:
+def test_a_zip_with_folders_in_place_of_files_is_refused(leaves: Leaves, tmp_path: Path) -> None:
     leaves.write()
     whole = tmp_path / "whole.zip"
     for names, expected in (
@@ -557,14 +561,14 @@ def test_a_zip_with_folders_where_files_should_be(leaves: Leaves, tmp_path: Path
         with zipfile.ZipFile(whole, "w") as zipped:
             for name in names:
                 zipped.writestr(name, b"")
-        assert expected in error(whole, layout=Layout())
+        assert expected in preparation_error(whole, layout=Layout())
     with zipfile.ZipFile(whole, "w") as zipped:
         zipped.writestr("ü", b"")
     whole.write_bytes(whole.read_bytes().replace("ü".encode(), b"\xff\xff"))
-    assert "whole.zip is damaged or incomplete" in error(whole)
+    assert "whole.zip is damaged or incomplete" in preparation_error(whole)
 
 
-def test_damaged_files_in_the_competitions_zip(leaves: Leaves) -> None:
+def test_damaged_files_in_the_competitions_zip_are_named(leaves: Leaves) -> None:
     whole = leaves.write(nested=".")
     for name in ("species.csv", "train.zip"):
         content = bytearray(whole.read_bytes())
@@ -573,25 +577,25 @@ def test_damaged_files_in_the_competitions_zip(leaves: Leaves) -> None:
         content[start : start + 8] = b"\xff" * 8
         bad = whole.with_name("bad.zip")
         bad.write_bytes(content)
-        assert name in error(bad)
+        assert name in preparation_error(bad)
 
 
-def test_links_that_lead_out_of_the_images(leaves: Leaves, tmp_path: Path) -> None:
+def test_links_out_of_the_images_folder_are_refused(leaves: Leaves, tmp_path: Path) -> None:
     folder = leaves.write("/")
     (tmp_path / "secret.png").write_bytes(png(1))
     (folder / "test" / "x99.png").symlink_to(tmp_path / "secret.png")
-    assert "x99.png' is a link that leads outside" in error(folder)
+    assert "x99.png' is a link that leads outside" in preparation_error(folder)
     (folder / "test" / "x99.png").unlink()
     (tmp_path / "link").symlink_to(folder)
-    assert len(run(tmp_path / "link").test_ids) == 12
+    assert len(prepare(tmp_path / "link").test_ids) == 12
 
 
 def test_a_complete_store_needs_no_lock(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = leaves.write()
-    first = run(folder)
+    first = prepare(folder)
     Path("store.lock").unlink()
     monkeypatch.setattr("cnnlab.io.lock.FileLock", lambda path: pytest.fail("a read-only place has no lock"))
-    assert same(run(folder), first)
+    assert same_store(prepare(folder), first)
 
 
 def test_waiting_for_another_process_is_reported(leaves: Leaves) -> None:
@@ -606,7 +610,7 @@ def test_waiting_for_another_process_is_reported(leaves: Leaves) -> None:
         if lock.is_locked:
             lock.release()
 
-    run(leaves, report=report)
+    prepare(leaves, report=report)
     assert told[0].startswith("waiting for another process")
     assert told.count(told[0]) == 1
 
@@ -614,34 +618,34 @@ def test_waiting_for_another_process_is_reported(leaves: Leaves) -> None:
 def test_only_its_own_temporary_folders_are_removed(leaves: Leaves, tmp_path: Path) -> None:
     for name in (".store.1234.tmp", ".store.v2.1234.tmp", ".store.x.tmp", ".store.1234.tmp.mine"):
         (tmp_path / name).mkdir()
-    run(leaves)
+    prepare(leaves)
     left = sorted(p.name for p in tmp_path.glob(".store*"))
     assert left == [".store.1234.tmp.mine", ".store.v2.1234.tmp", ".store.x.tmp"]
 
 
 def test_a_store_of_an_older_format_is_prepared_again(leaves: Leaves) -> None:
     folder = leaves.write()
-    first = run(folder)
+    first = prepare(folder)
     text = (first.path / "store.json").read_text()
     (first.path / "store.json").write_text(text.replace(FORMAT, "cnnlab store 1"))
     with pytest.raises(CnnlabError, match="prepare it again"):
         open_store(first.path)
-    assert run(folder).info["format"] == FORMAT
+    assert prepare(folder).info["format"] == FORMAT
 
 
-def spoiled(content: bytes) -> bytes:
+def truncated(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
 def test_damaged_images_are_named(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.competition.prepare_store.available_cores", lambda: 2)
-    leaves.train["leaf-7b"] = spoiled(leaves.train["leaf-7b"])
+    leaves.train["leaf-7b"] = truncated(leaves.train["leaf-7b"])
     leaves.train["leaf-9a"] = b"no image"
     for workers in (1, 2):
-        text = error(leaves, workers=workers)
+        text = preparation_error(leaves, workers=workers)
         assert text.startswith("train.zip: train/leaf-7b.png is damaged: ")
         assert text.endswith("--skip-bad")
-    found = run(leaves, skip_bad=True)
+    found = prepare(leaves, skip_bad=True)
     assert len(found.train) == 28
     assert [t.partition(" is damaged")[0] for t in found.train.skipped] == [
         "train.zip: train/leaf-9a.png",  # in the order of the table
@@ -651,29 +655,29 @@ def test_damaged_images_are_named(leaves: Leaves, monkeypatch: pytest.MonkeyPatc
         assert np.array_equal(found.train.images[i, 0].numpy(), pixels(int(name[5:-1])))
     assert found.train.ids == [name for name, _ in leaves.labels if name not in ("leaf-7b", "leaf-9a")]
     leaves.train["leaf-0a"] = b""  # the first image decides the size
-    assert len(run(leaves, skip_bad=True).train) == 27
+    assert len(prepare(leaves, skip_bad=True).train) == 27
     leaves.train = dict.fromkeys(leaves.train, b"")
-    assert "no image of train.zip could be read" in error_skipping(leaves)
+    assert "no image of train.zip could be read" in error_when_skipping(leaves)
 
 
-def error_skipping(leaves: Leaves) -> str:
+def error_when_skipping(leaves: Leaves) -> str:
     with pytest.raises(CnnlabError) as caught:
-        run(leaves, skip_bad=True)
+        prepare(leaves, skip_bad=True)
     return str(caught.value)
 
 
 def test_damaged_test_images_keep_their_ids(leaves: Leaves) -> None:
-    leaves.test["x3"] = spoiled(leaves.test["x3"])
-    assert "test.zip: test/x3.png is damaged" in error(leaves)
-    found = run(leaves, skip_bad=True)
+    leaves.test["x3"] = truncated(leaves.test["x3"])
+    assert "test.zip: test/x3.png is damaged" in preparation_error(leaves)
+    found = prepare(leaves, skip_bad=True)
     assert found.test_ids == leaves.sample
     assert found.test_images[leaves.sample.index("x3")].sum() == 0
     assert len(found.info["unreadable_test"]) == 1
 
 
-def test_a_class_of_damaged_images_only(leaves: Leaves) -> None:
+def test_a_class_of_damaged_images_only_is_refused(leaves: Leaves) -> None:
     leaves.train = {name: b"" if i % 3 == 0 else png(i) for i, name in enumerate(leaves.train)}
-    assert "no image of class oak could be read" in error_skipping(leaves)
+    assert "no image of class oak could be read" in error_when_skipping(leaves)
 
 
 def test_huge_images_are_refused_by_their_header(leaves: Leaves) -> None:
@@ -681,7 +685,7 @@ def test_huge_images_are_refused_by_their_header(leaves: Leaves) -> None:
     big[16:24] = (60_000).to_bytes(4) * 2
     big[29:33] = zlib_crc(big[12:29])
     leaves.train["leaf-7b"] = bytes(big)
-    assert re.search("leaf-7b.png has [0-9,]+ pixels", error(leaves))
+    assert re.search("leaf-7b.png has [0-9,]+ pixels", preparation_error(leaves))
 
 
 def zlib_crc(content: bytes | bytearray) -> bytes:
@@ -690,9 +694,9 @@ def zlib_crc(content: bytes | bytearray) -> bytes:
     return zlib.crc32(content).to_bytes(4)
 
 
-def test_colour_among_grey_makes_all_colour(leaves: Leaves) -> None:
+def test_one_colour_image_makes_the_whole_store_colour(leaves: Leaves) -> None:
     leaves.train["leaf-17c"] = png(17, channels=3)
-    found = run(leaves)
+    found = prepare(leaves)
     assert found.train.images.shape == (30, 3, 20, 20)
     row = found.train.ids.index("leaf-17c")
     assert np.array_equal(found.train.images[row].permute(1, 2, 0).numpy(), pixels(17, channels=3))
@@ -701,25 +705,25 @@ def test_colour_among_grey_makes_all_colour(leaves: Leaves) -> None:
     assert found.test_images.shape == (12, 3, 20, 20)
 
 
-def test_sizes_that_differ(leaves: Leaves) -> None:
+def test_different_sizes_need_image_size(leaves: Leaves) -> None:
     leaves.test["x4"] = png(4, side=30)
     assert (
         "train.zip: train/leaf-0a.png is 20 x 20 pixels, but test.zip: test/x4.png is 30 x 30; set --image-size"
-        in error(leaves)
+        in preparation_error(leaves)
     )
     out = io.BytesIO()
     Image.fromarray(np.zeros((20, 25), np.uint8)).save(out, "png")
     leaves.train["leaf-0a"] = out.getvalue()
-    assert "leaf-0a.png is 25 x 20 pixels, not square" in error(leaves)
+    assert "leaf-0a.png is 25 x 20 pixels, not square" in preparation_error(leaves)
     fixed = Layout(**{**SPECIES.__dict__, "image_size": 8, "fit": "crop"})
-    assert run(leaves, layout=fixed).test_images.shape == (12, 1, 8, 8)
+    assert prepare(leaves, layout=fixed).test_images.shape == (12, 1, 8, 8)
 
 
 def test_a_full_disk_is_refused_before_decoding(leaves: Leaves, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.competition.store_writer.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert "MiB" in error(leaves)
+    assert "MiB" in preparation_error(leaves)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")
 def test_an_unwritable_place_is_refused_at_once(leaves: Leaves) -> None:
-    assert "name another folder with --store" in error(leaves, where=Path("/proc/store"))
+    assert "name another folder with --store" in preparation_error(leaves, where=Path("/proc/store"))

@@ -37,7 +37,7 @@ def load(path: Path, split: str = "train", **options: object) -> ImageSet:
     return found
 
 
-def test_a_table_is_read_as_its_files_are(root: Path) -> None:
+def test_a_table_loads_the_files_it_lists(root: Path) -> None:
     found = load(write(root, "path,label", *(f"{name},{'ab'[i % 2]}" for i, name in enumerate(NAMES))))
     assert found.ids == NAMES
     assert found.classes == ["a", "b"]
@@ -51,7 +51,7 @@ def test_a_table_is_read_as_its_files_are(root: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_encodings_and_separators(root: Path, encoding: str, separator: str) -> None:
+def test_encodings_and_separators_are_detected(root: Path, encoding: str, separator: str) -> None:
     lines = [("文件名", "类别"), *((name, "猫" if i < 3 else "狗") for i, name in enumerate(NAMES))]
     found = load(write(root, *(separator.join(line) for line in lines), encoding=encoding))
     assert found.classes == ["狗", "猫"]
@@ -59,7 +59,7 @@ def test_encodings_and_separators(root: Path, encoding: str, separator: str) -> 
     assert "文件名" in found.notes[0]
 
 
-def test_splits_groups_and_weights(root: Path) -> None:
+def test_splits_groups_and_weights_are_read(root: Path) -> None:
     table = write(
         root, "File;Species;Set;Patient;W",
         f"{NAMES[0]};cat;train;p1;0,5", f"{NAMES[1]};dog;Training;p2;2", f"{NAMES[2]};cat;val;p3;1",
@@ -101,7 +101,7 @@ def test_columns_are_found_by_their_usual_names(header: str, columns: str, expec
     assert bool(note) != usual
 
 
-def test_every_usual_name_is_plain() -> None:
+def test_usual_column_names_are_plain_and_distinct() -> None:
     from cnnlab.io.csv import plain_header
 
     names = [name for tiers in USUAL.values() for tier in tiers for name in tier]
@@ -131,12 +131,12 @@ def test_files_are_found_by_name_below_the_table(root: Path) -> None:
         ([" b", "a ", "b", "a"], ["a", "b"]),
     ],
 )
-def test_names_of_classes(root: Path, labels: list[str], classes: list[str]) -> None:
+def test_class_names_are_cleaned_and_sorted(root: Path, labels: list[str], classes: list[str]) -> None:
     table = write(root, "path,label", *(f"{n},{label}" for n, label in zip(NAMES, labels, strict=False)))
     assert load(table).classes == classes
 
 
-def test_optional_columns_are_told_and_grams_are_no_weights(root: Path) -> None:
+def test_optional_columns_are_mentioned_and_a_column_in_grams_is_not_used_as_weights(root: Path) -> None:
     rows = [f"{name},{'ab'[i % 2]},{10**i}" for i, name in enumerate(NAMES)]
     table = write(root, "path,label,weight", *rows)
     with pytest.raises(CnnlabError, match=r"goes from 1 to 100000.*columns=weight="):
@@ -200,12 +200,12 @@ def test_faults_are_one_line(root: Path, lines: list[str], words: str) -> None:
         ("group=label", "named as"),
     ],
 )
-def test_faults_of_the_columns_setting(root: Path, columns: str, words: str) -> None:
+def test_faults_in_the_columns_setting_are_named(root: Path, columns: str, words: str) -> None:
     with pytest.raises(CnnlabError, match=words):
         load(write(root, "path,label", *ROWS), columns=columns)
 
 
-def test_other_things_in_place_of_a_table(root: Path) -> None:
+def test_other_sources_in_place_of_a_table_are_named(root: Path) -> None:
     (root / "book.csv").write_bytes(b"PK\3\4" + bytes(26) + b"xl/workbook.xml")
     for source, words in (
         (f"csv:{root}", "write folder:"),
@@ -226,7 +226,7 @@ def test_missing_files_are_skipped_on_request(root: Path) -> None:
     assert "9.png does not exist" in found.skipped[0]
 
 
-def test_a_run_on_a_table_is_evaluated_and_continued_from_elsewhere(
+def test_a_run_on_a_table_is_evaluated_and_continued_from_another_folder(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cnnlab import evaluate_run, predict, resume, train

@@ -50,7 +50,7 @@ def write(folder: Path, **files: str) -> None:
         (None, None, "100000 0", None),
     ],
 )
-def test_cpu_quota_is_the_smallest_of_own_group_and_those_above(
+def test_cpu_quota_is_the_smallest_of_the_group_and_its_parents(
     groups: Path, root: str | None, outer: str | None, inner: str | None, cores: int | None
 ) -> None:
     for folder, text in ((groups, root), (groups / "outer", outer), (groups / "outer" / "inner", inner)):
@@ -61,7 +61,7 @@ def test_cpu_quota_is_the_smallest_of_own_group_and_those_above(
     assert physical_cores() <= available_cores()
 
 
-def test_cpu_quota_of_version_1(groups: Path) -> None:
+def test_cpu_quota_of_cgroups_version_1_is_read(groups: Path) -> None:
     inner = groups / "cpu" / "outer" / "inner"
     write(inner, cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
     assert cgroups.cpu_quota() is None
@@ -76,7 +76,7 @@ def test_a_group_outside_the_mounted_tree_falls_back_to_its_root(groups: Path, t
     assert cgroups.free_memory() == 600
 
 
-def test_free_memory_is_that_of_the_smallest_group(groups: Path) -> None:
+def test_free_memory_is_limited_by_the_smallest_group(groups: Path) -> None:
     assert cgroups.free_memory() is None
     usage = {"memory__current": "800000000", "memory__stat": "anon 1\ninactive_file 20000000"}
     write(groups / "outer" / "inner", memory__max="max", **usage)
@@ -93,7 +93,7 @@ def test_free_memory_is_that_of_the_smallest_group(groups: Path) -> None:
     assert memory.free_memory() == 407
 
 
-def test_free_memory_of_this_system() -> None:
+def test_free_memory_of_this_system_is_plausible() -> None:
     free = memory.free_memory()
     assert free is not None
     assert 2**27 < free <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -161,7 +161,7 @@ def test_freed_memory_is_kept_until_the_last_thread_ends(libc: FakeLibc) -> None
     assert libc.settings[memory._MMAP_MAX] == 65536
 
 
-def test_settings_of_the_user_are_restored(libc: FakeLibc, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_settings_are_restored(libc: FakeLibc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1234")
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "nonsense")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=0x2000:glibc.malloc.check=1")
@@ -175,7 +175,7 @@ def test_settings_of_the_user_are_restored(libc: FakeLibc, monkeypatch: pytest.M
 # Determinism
 
 
-def state() -> list[object]:
+def global_state() -> list[object]:
     return [
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -215,7 +215,7 @@ def test_determinism_imports_the_compiler_only_for_a_compiled_step() -> None:
 @pytest.mark.parametrize("cublas", [None, ":16:8"])
 @pytest.mark.parametrize("warn_only", [False, True])
 @pytest.mark.parametrize("seed", [3, 2**40])  # NumPy refuses the latter
-def test_reproducible_restores_all_it_changes(
+def test_reproducible_restores_everything_it_changes(
     cublas: str | None, warn_only: bool, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
@@ -223,7 +223,7 @@ def test_reproducible_restores_all_it_changes(
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", cublas)
     torch.use_deterministic_algorithms(warn_only, warn_only=warn_only)
     try:
-        before = state()
+        before = global_state()
         try:
             with reproducible(seed, 1):
                 torch.rand(1), random.random(), np.random.rand()
@@ -233,6 +233,6 @@ def test_reproducible_restores_all_it_changes(
                 assert torch.are_deterministic_algorithms_enabled()
         except ValueError:
             assert seed == 2**40
-        assert state() == before
+        assert global_state() == before
     finally:
         torch.use_deterministic_algorithms(False)

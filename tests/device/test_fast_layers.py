@@ -31,7 +31,7 @@ def linear_pair(inputs: int, outputs: int, bias: bool = True) -> tuple[OneDnnLin
 @given(
     shape=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 70)), bias=st.booleans(), first=st.booleans()
 )
-def test_linear_layers_equal_torchs(shape: tuple[int, int, int], bias: bool, first: bool) -> None:
+def test_linear_layers_match_torch(shape: tuple[int, int, int], bias: bool, first: bool) -> None:
     batch, inputs, outputs = shape
     ours, theirs = linear_pair(inputs, outputs, bias)
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +73,7 @@ def test_linear_layers_leave_other_inputs_to_torch() -> None:
 
 
 @needs_onednn
-def test_a_copy_shares_weights_buffers_and_names_and_the_network_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_shares_weights_buffers_and_names_and_the_network_is_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fast_layers, "_has_slow_mkl", lambda: True)
     large = nn.Linear(1024, 1024)
     model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(1024), large, nn.ReLU()), nn.Linear(1024, 10))
@@ -105,7 +105,7 @@ def test_without_a_layer_to_replace_the_network_itself_is_returned() -> None:
     channels=st.integers(1, 3), kernel=st.tuples(st.integers(1, 11), st.integers(1, 11)), stride=st.integers(1, 4),
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)), side=st.tuples(st.integers(11, 25), st.integers(11, 25)),
 )  # fmt: skip
-def test_a_convolution_folded_by_its_stride_equals_torchs(
+def test_a_convolution_folded_by_its_stride_matches_torch(
     channels: int, kernel: tuple[int, int], stride: int, padding: tuple[int, int], side: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_on_a_gpu_only_layers_that_see_images_are_folded() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("conv", [(96, 11, 4, 1), (64, 7, 2, 3), (16, 3, 1, 1)])
-def test_on_a_gpu_a_folded_first_layer_equals_torchs(conv: tuple[int, int, int, int]) -> None:
+def test_on_a_gpu_a_folded_first_layer_matches_torch(conv: tuple[int, int, int, int]) -> None:
     torch.manual_seed(0)
     channels, kernel, stride, padding = conv
     layer = nn.Conv2d(1, channels, kernel, stride, padding).cuda()

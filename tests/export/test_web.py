@@ -51,7 +51,7 @@ FAKE = WebRuntime(b"export {};", b"\0asm")
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
+def serve_folder(folder: Path) -> Iterator[str]:
     """Serve a folder as `python -m http.server` does."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -95,7 +95,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, bytes]:
     return files
 
 
-def packed(path: Path, files: dict[str, bytes]) -> Path:
+def write_package(path: Path, files: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(f"package/dist/{name}")
@@ -109,25 +109,25 @@ def test_runtime_is_downloaded_once_and_checked(small: dict[str, bytes], tmp_pat
     site.mkdir()
     for name, content in small.items():
         (site / name).write_bytes(content)
-    with served(site) as url:
+    with serve_folder(site) as url:
         assert web_runtime(address=url) == WebRuntime(*small.values())
     assert web_runtime(address=url) == WebRuntime(*small.values())  # the server is gone
     for name in small:
         (tmp_path / "cache" / name).unlink()
     (site / runtime_js.WASM).write_bytes(b"evil")
-    with served(site) as url, pytest.raises(CnnlabError):
+    with serve_folder(site) as url, pytest.raises(CnnlabError):
         web_runtime(address=url)
     assert not (tmp_path / "cache" / runtime_js.WASM).exists()
 
 
-def test_runtime_from_a_package(small: dict[str, bytes], tmp_path: Path) -> None:
-    assert web_runtime(packed(tmp_path / "good.tgz", small)) == WebRuntime(*small.values())
+def test_the_runtime_is_read_from_a_package(small: dict[str, bytes], tmp_path: Path) -> None:
+    assert web_runtime(write_package(tmp_path / "good.tgz", small)) == WebRuntime(*small.values())
     folder = tmp_path / "onnxruntime-web"
     (folder / "dist").mkdir(parents=True)
     for name, content in small.items():
         (folder / "dist" / name).write_bytes(content)
     assert web_runtime(folder) == WebRuntime(*small.values())
-    other = packed(tmp_path / "other.tgz", {**small, runtime_js.WASM: b"of another version"})
+    other = write_package(tmp_path / "other.tgz", {**small, runtime_js.WASM: b"of another version"})
     whole = other.read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "damaged.tgz").write_bytes(whole[:30] + b"xxxxxxxx" + whole[38:])
@@ -137,19 +137,19 @@ def test_runtime_from_a_package(small: dict[str, bytes], tmp_path: Path) -> None
             web_runtime(tmp_path / name)
 
 
-def test_ci_packs_this_version() -> None:
+def test_ci_packs_the_pinned_runtime_version() -> None:
     text = (Path(__file__).parents[2] / ".ci" / "run").read_text()
     assert f"onnxruntime-web@{runtime_js.VERSION}" in text
 
 
-def test_modules_share_no_name() -> None:
+def test_page_modules_share_no_name() -> None:
     """The modules are joined into one script, in which each name may be declared only once."""
     names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", script(PAGE), re.MULTILINE)
     assert len(names) > 100
     assert len(names) == len(set(names)), [name for name in names if names.count(name) > 1]
 
 
-def test_folder_is_replaced_but_never_another(tmp_path: Path) -> None:
+def test_an_exported_folder_is_replaced_but_other_files_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "page"
     write_folder(WebPage(b"first", TEXT), FAKE, folder)
     first = {path.name for path in folder.iterdir()}
@@ -169,7 +169,7 @@ def test_folder_is_replaced_but_never_another(tmp_path: Path) -> None:
         write_folder(WebPage(b"", TEXT), FAKE, folder / "index.html" / "below")
 
 
-def test_nothing_else_is_replaced(tmp_path: Path) -> None:
+def test_only_exported_pages_are_replaced(tmp_path: Path) -> None:
     page, one, other = tmp_path / "page", tmp_path / "page.html", tmp_path / "other"
     check_place(page, False, False)
     write_folder(WebPage(b"", TEXT), FAKE, page)
@@ -187,7 +187,7 @@ def test_nothing_else_is_replaced(tmp_path: Path) -> None:
             check_place(place, single, force)
 
 
-def test_a_file_too_large(tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).bytes(1000)
     with patch("cnnlab.export.web.LARGEST_FILE", 1000), pytest.raises(CnnlabError):
         write_file(WebPage(noise, TEXT), FAKE, tmp_path / "page.html")
@@ -206,49 +206,49 @@ def photograph(mode: str, width: int = 45, height: int = 33) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if len(channels) == 1 else pixels, mode)
 
 
-def file(image: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
 
 
-def kinds() -> dict[str, bytes]:
+def image_kinds() -> dict[str, bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
     deep = np.random.default_rng(0).integers(0, 65536, (9, 14)).astype(np.uint16)
     cut_out = photograph("RGBA")
     cut_out.putalpha(cut_out.getchannel("A").point(lambda a: 255 if a > 127 else 0))
     sheet = photograph("CMYK")
-    ycck = bytearray(file(sheet, "JPEG", subsampling="4:2:0"))
+    ycck = bytearray(encode(sheet, "JPEG", subsampling="4:2:0"))
     ycck[ycck.index(b"Adobe") + 11] = 2
     flag = Image.new("P", (5, 4))
     flag.putpalette([255, 0, 0, 0, 255, 0, 9, 9, 200])
     flag.putdata([n % 3 for n in range(20)])
     return {
-        "jpeg": file(photograph("RGB"), "JPEG"),
-        "jpeg progressive": file(photograph("RGB"), "JPEG", progressive=True, quality=40),
-        "jpeg grey": file(photograph("L"), "JPEG"),
-        "jpeg turned": file(photograph("RGB"), "JPEG", exif=turned),
-        "jpeg turned by xmp": file(photograph("RGB"), "JPEG", xmp=b'<x tiff:Orientation="8"/>'),
-        "cmyk": file(sheet, "JPEG", quality=90),
-        "cmyk progressive": file(sheet, "JPEG", progressive=True, subsampling="4:2:2"),
-        "cmyk turned, restarts": file(sheet, "JPEG", exif=turned, restart_marker_blocks=2),
+        "jpeg": encode(photograph("RGB"), "JPEG"),
+        "jpeg progressive": encode(photograph("RGB"), "JPEG", progressive=True, quality=40),
+        "jpeg grey": encode(photograph("L"), "JPEG"),
+        "jpeg turned": encode(photograph("RGB"), "JPEG", exif=turned),
+        "jpeg turned by xmp": encode(photograph("RGB"), "JPEG", xmp=b'<x tiff:Orientation="8"/>'),
+        "cmyk": encode(sheet, "JPEG", quality=90),
+        "cmyk progressive": encode(sheet, "JPEG", progressive=True, subsampling="4:2:2"),
+        "cmyk turned, restarts": encode(sheet, "JPEG", exif=turned, restart_marker_blocks=2),
         "ycck": bytes(ycck),
-        "png 16": file(Image.fromarray(deep), "PNG"),
-        "png transparent": file(photograph("RGBA"), "PNG"),
-        "png grey transparent": file(photograph("LA"), "PNG"),
-        "png palette": file(flag, "PNG", transparency=1),
-        "png bits": file(photograph("L").convert("1"), "PNG"),
-        "png bits transparent": file(photograph("L").convert("1"), "PNG", transparency=1),
-        "png turned": file(photograph("RGB"), "PNG", exif=turned),
-        "gif": file(photograph("RGB").quantize(60), "GIF"),
-        "gif transparent": file(cut_out, "GIF"),
-        "webp": file(photograph("RGB"), "WEBP", quality=60, exif=turned),
-        "bmp": file(photograph("RGB"), "BMP"),
+        "png 16": encode(Image.fromarray(deep), "PNG"),
+        "png transparent": encode(photograph("RGBA"), "PNG"),
+        "png grey transparent": encode(photograph("LA"), "PNG"),
+        "png palette": encode(flag, "PNG", transparency=1),
+        "png bits": encode(photograph("L").convert("1"), "PNG"),
+        "png bits transparent": encode(photograph("L").convert("1"), "PNG", transparency=1),
+        "png turned": encode(photograph("RGB"), "PNG", exif=turned),
+        "gif": encode(photograph("RGB").quantize(60), "GIF"),
+        "gif transparent": encode(cut_out, "GIF"),
+        "webp": encode(photograph("RGB"), "WEBP", quality=60, exif=turned),
+        "bmp": encode(photograph("RGB"), "BMP"),
     }
 
 
-def pillows(content: bytes, how: Decoding) -> np.ndarray:
+def decode_with_pillow(content: bytes, how: Decoding) -> np.ndarray:
     """Return the pixels that Pillow decodes, before they are resized."""
 
     def use(image: decode.Picture) -> np.ndarray:
@@ -279,7 +279,7 @@ DECODE = """async ([files, how]) => {
 @pytest.fixture(scope="module")
 def decoded(tab: Tab) -> Iterator[Callable[..., list[Any]]]:
     """A function that decodes files with the page's modules, served one by one."""
-    with served(Path(runtime_js.__file__).parent) as url:
+    with serve_folder(Path(runtime_js.__file__).parent) as url:
         tab.go(url + "page/words.js")
 
         def run(files: list[bytes], how: Decoding) -> list[Any]:
@@ -293,26 +293,26 @@ def decoded(tab: Tab) -> Iterator[Callable[..., list[Any]]]:
 @pytest.mark.parametrize(
     "how", [Decoding(3, 8, background="white"), Decoding(1, 8, low=900, high=41000.5)], ids=["colour", "grey"]
 )
-def test_pixels_are_pillows(decoded: Callable[..., list[Any]], how: Decoding) -> None:
-    files = kinds()
+def test_pixels_match_pillow(decoded: Callable[..., list[Any]], how: Decoding) -> None:
+    files = image_kinds()
     for name, answer in zip(files, decoded(list(files.values()), how), strict=True):
-        wanted = pillows(files[name], how)
+        wanted = decode_with_pillow(files[name], how)
         assert not isinstance(answer, str), (name, answer)
         pixels = np.frombuffer(base64.b64decode(answer["data"]), np.uint8)
         assert np.array_equal(pixels.reshape(how.channels, answer["height"], answer["width"]), wanted), name
 
 
-def test_what_could_differ_is_refused(decoded: Callable[..., list[Any]]) -> None:
-    whole = file(photograph("RGB", 300, 200), "JPEG")
-    header = file(photograph("RGB"), "PNG")
+def test_files_that_could_be_decoded_differently_are_refused(decoded: Callable[..., list[Any]]) -> None:
+    whole = encode(photograph("RGB", 300, 200), "JPEG")
+    header = encode(photograph("RGB"), "PNG")
     bomb = header[:16] + (60000).to_bytes(4) * 2 + header[24:]
-    cmyk = file(photograph("CMYK"), "JPEG")
+    cmyk = encode(photograph("CMYK"), "JPEG")
     files = [
         whole[: len(whole) // 2], b"", b"text", header[:200], bomb, header[:60] + b"\0" * 40 + header[100:],
         cmyk[:900] + b"\xff\xd9", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM",
-        file(photograph("RGBA"), "WEBP", lossless=True),
-        file(photograph("RGB"), "WEBP", save_all=True, append_images=[photograph("RGB").rotate(180)]),
-        file(photograph("RGB"), "TIFF"), file(photograph("RGBA"), "BMP"), b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        encode(photograph("RGBA"), "WEBP", lossless=True),
+        encode(photograph("RGB"), "WEBP", save_all=True, append_images=[photograph("RGB").rotate(180)]),
+        encode(photograph("RGB"), "TIFF"), encode(photograph("RGBA"), "BMP"), b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ]  # fmt: skip
     for answer in decoded(files, Decoding(3, 8)):
         assert isinstance(answer, str), answer
@@ -332,17 +332,17 @@ CLASSIFY = """async (texts) => {
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
-def answers(tab: Tab, files: list[bytes]) -> list[dict[str, float]]:
+def page_answers(tab: Tab, files: list[bytes]) -> list[dict[str, float]]:
     """Return the probabilities of the classes that the page computes for each file."""
     found = tab.value(CLASSIFY, [base64.b64encode(content).decode() for content in files])
     return [{one["label"]: one["probability"] for one in answer} for answer in found]
 
 
-def ready(tab: Tab, text: str = "Ready") -> None:
+def wait_until_ready(tab: Tab, text: str = "Ready") -> None:
     tab.page.wait_for_selector(f'#status:has-text("{text}")', timeout=60_000)
 
 
-def choose(tab: Tab, content: bytes) -> None:
+def choose_file(tab: Tab, content: bytes) -> None:
     tab.page.set_input_files("#try-file", {"name": "x", "mimeType": "image/png", "buffer": content})
 
 
@@ -360,7 +360,7 @@ def check_accessible(tab: Tab) -> None:
         assert [(v["id"], v["nodes"][0]["html"][:200]) for v in found] == [], (width, theme)
 
 
-def test_page_answers_as_the_run(
+def test_the_page_gives_the_same_answers_as_the_run(
     tab: Tab, runtime: WebRuntime, digits_run: Run, exported: Path, tmp_path: Path
 ) -> None:
     """For 100 images and each kind of file: the same class, probabilities within 1e-4. The page also works offline."""
@@ -369,15 +369,15 @@ def test_page_answers_as_the_run(
     found = open_exported(exported, threads=1)
     write_folder(WebPage(exported.read_bytes(), json.dumps(found.description)), runtime, tmp_path / "page")
     pictures = validation_images(digits_run).images[:100, 0].numpy()
-    files = [file(Image.fromarray(pixels), "PNG") for pixels in pictures] + list(kinds().values())
+    files = [encode(Image.fromarray(pixels), "PNG") for pixels in pictures] + list(image_kinds().values())
     with decode.bombs_refused():
         wanted = np.concatenate([found.probabilities(decode.decode("x", found.decoding, c)[None]) for c in files])
     said: list[str] = []
     tab.page.on("console", lambda message: said.append(message.text))
-    with served(tmp_path / "page") as url:
+    with serve_folder(tmp_path / "page") as url:
         tab.go(url)
-        ready(tab, "also without the internet")
-        mine = answers(tab, files)
+        wait_until_ready(tab, "also without the internet")
+        mine = page_answers(tab, files)
         p = np.array([[answer[name] for name in found.classes] for answer in mine])
         assert np.abs(p - wanted).max() < 1e-4
         assert [next(iter(answer)) for answer in mine] == [found.classes[k] for k in wanted.argmax(1)]
@@ -385,10 +385,10 @@ def test_page_answers_as_the_run(
     tab.page.context.set_offline(True)  # this cuts off the server, too
     try:
         tab.page.reload()
-        ready(tab)
-        assert answers(tab, files[:1]) == mine[:1]
+        wait_until_ready(tab)
+        assert page_answers(tab, files[:1]) == mine[:1]
         tab.go(f"{url}index.html?x=1")  # the page under another URL
-        ready(tab)
+        wait_until_ready(tab)
     finally:
         tab.page.context.set_offline(False)
     assert (said, tab.errors) == ([], [])
@@ -437,7 +437,7 @@ def small_network(pooled: bool = True, half: bool = False) -> bytes:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_map_is_class_activation(half: bool) -> None:
+def test_the_mean_of_each_class_map_is_its_logit(half: bool) -> None:
     session = onnxruntime.InferenceSession(small_network(half=half))
     pixels = np.random.default_rng(0).integers(0, 256, (2, 1, 20, 14), np.uint8)
     p, maps = session.run(["probabilities", "map"], {"pixels": pixels})
@@ -466,9 +466,9 @@ def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp
     said: list[str] = []
     tab.page.on("console", lambda message: said.append(message.text))
     tab.page.set_viewport_size({"width": 1440, "height": 900})
-    with served(tmp_path / "page") as url:
+    with serve_folder(tmp_path / "page") as url:
         tab.go(url)
-        ready(tab)
+        wait_until_ready(tab)
         box = tab.page.locator(".pad").bounding_box()
         assert box is not None
         tab.page.mouse.move(box["x"] + 60, box["y"] + 60)
@@ -487,7 +487,7 @@ def test_page_is_accessible(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp
         assert tab.value("() => document.documentElement.lang") == "zh-CN"
         assert tab.page.locator(".answer canvas").count() == 2
         check_accessible(tab)
-        choose(tab, b"no image")
+        choose_file(tab, b"no image")
         tab.page.wait_for_selector("#status.none")
         assert tab.page.locator(".answer").count() == 0
         assert tab.value("() => document.querySelector('img[src=x]') === null")
@@ -511,26 +511,26 @@ def test_a_slow_file_does_not_replace_a_later_one(
     tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path
 ) -> None:
     write_folder(hostile, runtime, tmp_path / "page")
-    with served(tmp_path / "page") as url:
+    with serve_folder(tmp_path / "page") as url:
         tab.go(url)
-        ready(tab)
+        wait_until_ready(tab)
         tab.value(HOLD)
-        choose(tab, b"no image")
-        choose(tab, file(photograph("L"), "PNG"))
+        choose_file(tab, b"no image")
+        choose_file(tab, encode(photograph("L"), "PNG"))
         tab.page.wait_for_selector(".answer .none")
         tab.value("() => { window.go(); return new Promise((go) => setTimeout(go, 200)); }")
         assert tab.page.locator(".answer").count() == 1
         assert tab.page.locator("#status.none").count() == 0
 
 
-def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
+def test_a_single_file_works_without_a_server(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: Path) -> None:
     """The single file works without a server."""
     path = tmp_path / "page.html"
     assert write_file(hostile, runtime, path) == path.stat().st_size < 6_000_000
-    content = file(photograph("L"), "PNG")
+    content = encode(photograph("L"), "PNG")
     tab.go(path.as_uri())
-    ready(tab)
-    (answer,) = answers(tab, [content])
+    wait_until_ready(tab)
+    (answer,) = page_answers(tab, [content])
     pixels = np.asarray(photograph("L"))[None, None]
     (wanted,) = onnxruntime.InferenceSession(small_network()).run(["probabilities"], {"pixels": pixels})
     assert np.allclose([answer[name] for name in HOSTILE], wanted[0], atol=1e-5)
@@ -538,7 +538,7 @@ def test_single_file(tab: Tab, runtime: WebRuntime, hostile: WebPage, tmp_path: 
     assert not [address for address in tab.requests if not address.startswith(("file:", "blob:"))]
 
 
-def test_command(
+def test_the_command_writes_a_page_and_a_single_file(
     digits_run: Run,
     converted_once: None,
     exported: Path,
@@ -546,7 +546,7 @@ def test_command(
     tmp_path: Path,
     small: dict[str, bytes],
 ) -> None:
-    package, page, one = packed(tmp_path / "ort.tgz", small), tmp_path / "page", tmp_path / "page.html"
+    package, page, one = write_package(tmp_path / "ort.tgz", small), tmp_path / "page", tmp_path / "page.html"
     web = ["export", digits_run.path, "--to", "web", "--threads", 1]
     for options, text in (([], page), (["--single-file"], one)):
         answer = cnnlab(*web, "--runtime", package, "-o", text, *options)

@@ -43,7 +43,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "batch_size_of", lambda _: STEP)
 
 
-def damaged(photos: Path, to: Path) -> Path:
+def copy_with_damage(photos: Path, to: Path) -> Path:
     """Copy the photos, with 05 and 17 truncated. Return the folder."""
     to.mkdir()
     for file in photos.iterdir():
@@ -53,7 +53,7 @@ def damaged(photos: Path, to: Path) -> Path:
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_the_stream_is_the_list_and_what_the_classifier_says(digits_run: Run, photos: Path) -> None:
+def test_a_stream_matches_the_list_and_the_classifier(digits_run: Run, photos: Path) -> None:
     for threads in (1, None):
         streamed = list(predict_stream(digits_run, photos, top=10, threads=threads))
         listed, others = predict(digits_run, [photos], top=10)
@@ -91,10 +91,10 @@ def test_reading_runs_ahead_a_bounded_number_of_images(
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_processes_decode_as_threads_do(
+def test_processes_decode_like_threads(
     digits_run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = damaged(photos, tmp_path / "some")
+    some = copy_with_damage(photos, tmp_path / "some")
     (some / os.fsdecode(b"\xff.png")).write_bytes((photos / "00.png").read_bytes())
     monkeypatch.setattr(stream, "available_cores", lambda: 2)
     in_threads = list(predict_stream(digits_run, some, skip_bad=True, invert=True))
@@ -108,30 +108,28 @@ def test_processes_decode_as_threads_do(
 
 
 @pytest.mark.usefixtures("small_batches")
-def test_a_decoding_process_that_ends_is_an_error(
-    digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_decoding_process_is_an_error(digits_run: Run, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = DecodeProcess
 
-    def dead() -> DecodeProcess:
+    def dead_process() -> DecodeProcess:
         one = real()
         one.process.kill()
         return one
 
     monkeypatch.setattr(stream, "available_cores", lambda: 2)
     monkeypatch.setattr(stream, "_MANY", 1)
-    monkeypatch.setattr(decode_process, "DecodeProcess", dead)
+    monkeypatch.setattr(decode_process, "DecodeProcess", dead_process)
     with pytest.raises(CnnlabError):
         list(predict_stream(digits_run, photos))
 
 
-def test_errors_come_at_once_except_those_of_images(digits_run: Run, photos: Path, tmp_path: Path) -> None:
+def test_errors_are_raised_at_once_except_those_in_images(digits_run: Run, photos: Path, tmp_path: Path) -> None:
     for wrong in ({"top": 0}, {"views": "flp"}, {"threads": 0}, {"device": "gpu"}):
         with pytest.raises(CnnlabError):
             predict_stream(digits_run, photos, **wrong)  # type: ignore[arg-type]
     with pytest.raises(CnnlabError, match="missing"):
         predict_stream(digits_run, tmp_path / "missing")
-    bad = damaged(photos, tmp_path / "bad")
+    bad = copy_with_damage(photos, tmp_path / "bad")
     answers = predict_stream(digits_run, bad)
     with pytest.raises(CnnlabError, match=r"05\.png"):
         list(answers)
@@ -143,7 +141,7 @@ def test_errors_come_at_once_except_those_of_images(digits_run: Run, photos: Pat
 @pytest.mark.usefixtures("small_batches")
 def test_every_format_holds_the_same_values(digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
-    bad = damaged(photos, tmp_path / "bad")
+    bad = copy_with_damage(photos, tmp_path / "bad")
     command = ("predict", digits_run.path, bad, "--top", 2, "--skip-bad")
     for ending in ("csv", "jsonl", "parquet"):
         answer = cnnlab(*command, "--out", f"x.{ending}")
@@ -253,7 +251,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(digits_run: Run, photos
 
 @pytest.mark.usefixtures("small_batches")
 @pytest.mark.parametrize("step", ["link", "unlink", "replace"])
-def test_a_process_killed_while_it_finishes(
+def test_a_process_killed_while_finishing_is_continued(
     digits_run: Run, photos: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = predict_stream(digits_run, photos)
@@ -278,7 +276,7 @@ def test_a_process_killed_while_it_finishes(
 def test_a_damaged_image_stops_and_the_same_command_continues(
     digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command
 ) -> None:
-    bad = damaged(photos, tmp_path / "bad")
+    bad = copy_with_damage(photos, tmp_path / "bad")
     command = ("predict", digits_run.path, bad, "--out", "x.csv")
     assert "05.png" in one_line_error(cnnlab(*command))
     assert Path("x.csv.part").read_bytes().count(b"\n") == 1 + STEP
@@ -294,7 +292,7 @@ def test_a_damaged_image_stops_and_the_same_command_continues(
     assert "none of the 2 images" in one_line_error(only)
 
 
-def test_files_that_are_not_continued(digits_run: Run, photos: Path, cnnlab: Command) -> None:
+def test_unrelated_partial_files_are_not_continued(digits_run: Run, photos: Path, cnnlab: Command) -> None:
     command = ("predict", digits_run.path, photos)
     for out in ("x.txt", "x", "nowhere"):
         assert out in one_line_error(cnnlab(*command, "--out", f"{out}/x.csv" if out == "nowhere" else out))
@@ -313,7 +311,9 @@ def test_files_that_are_not_continued(digits_run: Run, photos: Path, cnnlab: Com
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names that are not UTF-8")
-def test_odd_names(digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command) -> None:
+def test_odd_file_names_are_written_in_every_format(
+    digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command
+) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
     names = ["=1+1.png", "a,b.png", 'c"d.png', "e\nf.png", "g.png", os.fsdecode(b"h\xe9.png"), "猫.png"]
     (tmp_path / "odd").mkdir()
@@ -331,7 +331,7 @@ def test_odd_names(digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Comman
     assert images == [*names[:5], "h\\udce9.png", "猫.png"]
 
 
-def test_a_closed_pipe_ends_it(digits_run: Run, photos: Path) -> None:
+def test_a_closed_pipe_ends_the_command_without_an_error(digits_run: Run, photos: Path) -> None:
     command = [str(Path(sys.executable).parent / "cnnlab"), "predict", str(digits_run.path), *[str(photos)] * 60]
     text = f"{shlex.join(command)} --format csv | head -n 2"
     answer = subprocess.run(["bash", "-o", "pipefail", "-c", text], capture_output=True, text=True)

@@ -19,37 +19,37 @@ from cnnlab.models import MODELS, default_image_size
 CLASSES = torch.tensor([3, 7])
 
 
-def seeded(name: str, size: int, in_channels: int = 1) -> nn.Module:
+def seeded_network(name: str, size: int, in_channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
     return build_model(name, image_size=size, in_channels=in_channels).eval()
 
 
-def scaled(cam: Tensor) -> Tensor:
+def scale_to_one(cam: Tensor) -> Tensor:
     return cam / cam.amax((1, 2), keepdim=True).clamp_min(1e-30)
 
 
-def captums(model: nn.Module, x: Tensor, classes: Tensor, layer: str) -> Tensor:
+def captum_map(model: nn.Module, x: Tensor, classes: Tensor, layer: str) -> Tensor:
     maps = reference.LayerGradCam(model, model.get_submodule(layer)).attribute(x, classes, relu_attributions=True)
-    return scaled(reference.LayerAttribution.interpolate(maps, x.shape[2:], "bilinear")[:, 0].detach())
+    return scale_to_one(reference.LayerAttribution.interpolate(maps, x.shape[2:], "bilinear")[:, 0].detach())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "alexnet"])
-def test_the_map_is_captums(name: str) -> None:
-    model = seeded(name, 80, 3)
+def test_the_map_matches_captum(name: str) -> None:
+    model = seeded_network(name, 80, 3)
     x = torch.rand(2, 3, 80, 80)
-    expected = captums(model, x, CLASSES, activation_layer(model, x).path)
+    expected = captum_map(model, x, CLASSES, activation_layer(model, x).path)
     assert expected.amax((1, 2)).tolist() == [1, 1]
     torch.testing.assert_close(class_activation(model, x, CLASSES), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_it_is_cam_where_global_pooling_and_a_linear_layer_end_the_network() -> None:
-    model = seeded("resnet18-small", 28)
+def test_the_map_matches_cam_after_global_pooling_and_a_linear_layer() -> None:
+    model = seeded_network("resnet18-small", 28)
     x = torch.rand(2, 1, 28, 28)
     (maps,) = feature_maps(model, x, [activation_layer(model, x)])  # (2, 128, 4, 4)
     weight = next(p for p in reversed(list(model.parameters())) if p.ndim == 2)  # (10, 128)
     cam = torch.einsum("bc,bchw->bhw", weight.detach()[CLASSES], maps).relu()[:, None]
     cam = F.interpolate(cam, size=(28, 28), mode="bilinear")[:, 0]
-    torch.testing.assert_close(class_activation(model, x, CLASSES), scaled(cam), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(class_activation(model, x, CLASSES), scale_to_one(cam), atol=1e-5, rtol=1e-5)
 
 
 # The deepest networks differ from their siblings only in the number of blocks.
@@ -69,8 +69,8 @@ def test_every_network_has_a_layer_for_the_map(name: str) -> None:
      ("googlenet-small", 28), ("airbench-small", 28), ("airbench96", 32), ("densenet", 32), ("efficientnet-lite0", 32),
      ("resnet18-cifar", 32)],
 )  # fmt: skip
-def test_the_map_is_finite_and_the_network_stays_as_it_was(name: str, size: int) -> None:
-    model = seeded(name, size).train()
+def test_the_map_is_finite_and_the_network_is_unchanged(name: str, size: int) -> None:
+    model = seeded_network(name, size).train()
     model.get_submodule("0").eval()  # like frozen batch norm
     modes = [m.training for m in model.modules()]
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
@@ -108,14 +108,14 @@ class Tutorial(nn.Module):
         return out
 
 
-def test_a_module_that_is_called_twice_and_changes_in_place() -> None:
+def test_a_module_called_twice_and_in_place_changes_are_handled() -> None:
     torch.manual_seed(0)
     model, x = Tutorial(), torch.rand(2, 3, 32, 32)
     layer = activation_layer(model, x)
     assert (layer.path, layer.call, layer.channels, layer.height) == ("pool", 2, 16, 5)
     for k in range(10):
         classes = torch.tensor([k, 9 - k])
-        expected = captums(model, x, classes, "conv2")
+        expected = captum_map(model, x, classes, "conv2")
         torch.testing.assert_close(class_activation(model, x, classes, "conv2"), expected, atol=1e-5, rtol=1e-5)
         assert class_activation(model, x, classes).shape == (2, 32, 32)
     assert [(s.path, s.call, s.height) for s in stages(model, x)] == [("conv1", 1, 28), ("pool", 1, 14), ("conv2", 1, 10),
@@ -136,7 +136,7 @@ def test_hooks_are_removed_if_the_forward_pass_fails() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_networks_without_a_map_say_so() -> None:
+def test_networks_without_a_map_are_errors() -> None:
     x = torch.rand(2, 1, 28, 28)
     plain = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(784, 10))
     with pytest.raises(CnnlabError, match="no layer"):
@@ -146,7 +146,7 @@ def test_networks_without_a_map_say_so() -> None:
         vit, images = torchvision.models.get_model("vit_b_16"), torch.zeros(1, 3, 224, 224)
     with pytest.raises(CnnlabError, match="tokens"):
         activation_layer(vit, images)
-    lenet = seeded("lenet", 28)
+    lenet = seeded_network("lenet", 28)
     with pytest.raises(CnnlabError, match="unknown layer"):
         activation_layer(lenet, x, "77")
     with pytest.raises(CnnlabError, match="positions"):
@@ -158,13 +158,13 @@ def test_networks_without_a_map_say_so() -> None:
 
 
 @pytest.mark.parametrize(("name", "layer"), [("vgg11", "features"), ("swin_t", "permute"), ("resnet18", "layer4")])
-def test_networks_of_torchvision(name: str, layer: str) -> None:
+def test_torchvision_networks_have_a_layer_for_the_map(name: str, layer: str) -> None:
     with torch.device("meta"):
         model, x = torchvision.models.get_model(name), torch.zeros(1, 3, 224, 224)
     assert activation_layer(model, x).path == layer
 
 
-def test_a_transformer_of_timm_that_starts_with_convolutions() -> None:
+def test_a_timm_transformer_that_starts_with_convolutions_has_no_map() -> None:
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         model, x = timm.create_model("levit_128"), torch.zeros(1, 3, 224, 224)
@@ -184,7 +184,7 @@ class ChannelsLast(nn.Module):
         return out
 
 
-def test_channels_last() -> None:
+def test_channels_last_feature_maps_are_supported() -> None:
     torch.manual_seed(0)
     model, x = ChannelsLast(), torch.rand(2, 1, 28, 28)
     layer = activation_layer(model, x)
@@ -192,5 +192,5 @@ def test_channels_last() -> None:
     (maps,) = feature_maps(model, x, [layer])
     assert maps.shape == (2, 8, 7, 7)
     cam = torch.einsum("bc,bchw->bhw", model.head.weight.detach()[CLASSES], maps).relu()[:, None]
-    cam = scaled(F.interpolate(cam, size=(28, 28), mode="bilinear")[:, 0])
+    cam = scale_to_one(F.interpolate(cam, size=(28, 28), mode="bilinear")[:, 0])
     torch.testing.assert_close(class_activation(model, x, CLASSES), cam, atol=1e-5, rtol=1e-5)

@@ -25,7 +25,7 @@ def found(digits_run: Run) -> Inspection:
     return inspect_run(digits_run, count=3, threads=1)
 
 
-def test_what_it_says_of_an_image_is_what_predict_says(digits_run: Run, found: Inspection) -> None:
+def test_image_predictions_match_predict(digits_run: Run, found: Inspection) -> None:
     classifier, images = load_model(digits_run), cnnlab.inference.validation_images(digits_run)
     places = [images.ids.index(image.id) for image in found.images]
     assert len({image.label for image in found.images}) == 3
@@ -47,7 +47,7 @@ def test_what_it_says_of_an_image_is_what_predict_says(digits_run: Run, found: I
     assert torch.allclose(found.occlusion, drop, atol=1e-5)
 
 
-def test_a_class_that_is_asked_for(digits_run: Run, found: Inspection) -> None:
+def test_a_chosen_class_is_explained(digits_run: Run, found: Inspection) -> None:
     eight = inspect_run(digits_run, count=3, class_name="8", neighbours=0, search=100, layer="4")
     assert [image.explained for image in eight.images] == ["8"] * 3
     assert [image.top for image in eight.images] == [image.top for image in found.images]
@@ -59,7 +59,7 @@ def test_a_class_that_is_asked_for(digits_run: Run, found: Inspection) -> None:
             inspect_run(digits_run, **options)
 
 
-def test_the_pictures(found: Inspection) -> None:
+def test_pictures_are_saved_and_not_overwritten(found: Inspection) -> None:
     files = found.save("pictures")
     assert {file.stem for file in files} == set(NAMES)
     assert files == [Path("pictures") / f"{name}.png" for name in found.figures]
@@ -95,7 +95,7 @@ def test_the_command(digits_run: Run, cnnlab: Command) -> None:
         one_line_error(cnnlab("inspect", digits_run.path, *wrong))
 
 
-def test_every_kind_of_image(digits_run: Run) -> None:
+def test_every_kind_of_image_can_be_inspected(digits_run: Run) -> None:
     array = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     found = inspect_run(digits_run, [array, Image.fromarray(array), torch.rand(2, 1, 8, 8)], neighbours=0, search=10)
     assert [image.id for image in found.images] == ["image 1", "image 2", "image 3", "image 4"]
@@ -114,7 +114,7 @@ class Plain(nn.Module):
         return out
 
 
-def test_five_channels_hostile_names_and_no_convolution(cnnlab: Command, tmp_path: Path) -> None:
+def test_five_channels_hostile_names_and_a_missing_convolution_are_handled(cnnlab: Command, tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "‮" + "long name " * 1000]
     X = np.random.default_rng(0).integers(0, 256, (40, 5, 8, 8), dtype=np.uint8)
     images = ImageSet(torch.from_numpy(X), torch.arange(40) % 2, [f"<img src=x onerror=alert({i})>" for i in range(40)],
@@ -135,7 +135,7 @@ def test_five_channels_hostile_names_and_no_convolution(cnnlab: Command, tmp_pat
     assert "model" in one_line_error(answer)
 
 
-def test_a_run_whose_images_are_gone(shapes: Path, cnnlab: Command) -> None:
+def test_a_run_without_its_images_can_be_inspected(shapes: Path, cnnlab: Command) -> None:
     train(data=f"folder:{shapes}", model="lenet-bn", epochs=1, name="moved", progress="none", image_size=28)
     shutil.move(shapes, "elsewhere")
     answer = cnnlab("inspect", "runs/moved", "elsewhere/dark/00.png", "--save", "pictures")
@@ -152,7 +152,7 @@ def test_a_run_whose_images_are_gone(shapes: Path, cnnlab: Command) -> None:
     one_line_error(cnnlab("inspect", "runs/moved", "--data", "folder:elsewhere"))
 
 
-def test_the_overlay() -> None:
+def test_the_overlay_is_red_for_positive_and_blue_for_negative_values() -> None:
     image = torch.full((3, 2, 3), 0.5)
     cam = torch.tensor([[0.0, 1.0, -1.0], [0.5, 0.0, 0.0]])
     pixels = overlay(image, cam)

@@ -11,7 +11,7 @@ from cnnlab import CnnlabError, ImageSet, Run, build_model, load_images, load_mo
 from cnnlab.inspect.neighbours import Gallery, features
 
 
-def test_features_are_what_the_head_takes() -> None:
+def test_features_are_the_input_of_the_head() -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 1, 28, 28)
     model = build_model("lenet", image_size=28)
@@ -28,7 +28,7 @@ def test_features_are_what_the_head_takes() -> None:
         features(nn.Flatten(), x)
 
 
-def test_neighbours_and_prototypes() -> None:
+def test_neighbours_match_scikit_learn_and_prototypes_their_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     found, labels = torch.randn(50, 8, generator=generator), torch.arange(50) % 3
     images = ImageSet(
@@ -55,14 +55,14 @@ def test_neighbours_and_prototypes() -> None:
         assert prototype.index % 3 == k
 
 
-def test_images_of_a_class_lie_together(digits_run: Run) -> None:
+def test_nearest_neighbours_usually_have_the_same_class(digits_run: Run) -> None:
     classifier, train, test = load_model(digits_run), load_images("digits", "train"), load_images("digits", "test")
     assert train is not None
     assert test is not None
 
-    def found(images: ImageSet) -> torch.Tensor:
+    def features_of(images: ImageSet) -> torch.Tensor:
         return features(classifier.network, classifier.preprocessing(images.images))
 
-    nearest = Gallery.of(train, [found(train)]).nearest(found(test), 1)
+    nearest = Gallery.of(train, [features_of(train)]).nearest(features_of(test), 1)
     same = [row[0].label == test.classes[k] for row, k in zip(nearest, test.labels.tolist(), strict=True)]
     assert sum(same) / len(same) > 0.85

@@ -12,7 +12,7 @@ from cnnlab.inspect.occlusion import default_window, occlusion
 
 
 @pytest.mark.parametrize(("size", "window", "stride"), [(28, 7, 4), (20, 20, 20), (9, 1, 1)])
-def test_it_is_captums(size: int, window: int, stride: int) -> None:
+def test_occlusion_matches_captum(size: int, window: int, stride: int) -> None:
     torch.manual_seed(0)
     model: nn.Module = (
         build_model("lenet-bn", image_size=28) if size == 28 else nn.Sequential(nn.Flatten(), nn.Linear(size**2, 10))
@@ -26,7 +26,7 @@ def test_it_is_captums(size: int, window: int, stride: int) -> None:
     torch.testing.assert_close(found, expected[:, 0].detach(), atol=1e-6, rtol=1e-4)
 
 
-def test_the_square_that_decides_is_found() -> None:
+def test_the_decisive_square_is_found() -> None:
     class Corner(nn.Module):
         """A classifier: class 1 if the upper left corner is bright."""
 

@@ -87,7 +87,7 @@ def tab() -> Iterator[Tab]:
         yield tab
 
 
-def opened(tab: Tab, report: Report, folder: Path, width: int = 1440) -> list[str]:
+def open_report(tab: Tab, report: Report, folder: Path, width: int = 1440) -> list[str]:
     """Open the page. Return a list to which its console messages will be added."""
     said: list[str] = []
     file = folder / "page.html"
@@ -102,7 +102,7 @@ def payload_rows(report: Report) -> dict[str, Any]:
     return report.payload["runs"][0]["evaluation"]["rows"]
 
 
-def test_figures_are_those_of_eval_and_scikit_learn(results: list[Any], made: Report) -> None:
+def test_figures_match_eval_and_scikit_learn(results: list[Any], made: Report) -> None:
     e = made.payload["runs"][0]["evaluation"]
     found = cnnlab.evaluate_run(results[0].run, split="validation")
     for key, value in found.to_dict().items():
@@ -126,7 +126,7 @@ def test_figures_are_those_of_eval_and_scikit_learn(results: list[Any], made: Re
     assert sum(n * abs(p - a) for n, p, a in after if n) / found.result.count == pytest.approx(e["calibration"]["ece"])
 
 
-def test_images_are_those_that_eval_confuses(results: list[Any], made: Report) -> None:
+def test_listed_images_match_the_mistakes_of_eval(results: list[Any], made: Report) -> None:
     found = cnnlab.evaluate_run(results[0].run, split="validation")
     rows, names = payload_rows(made), found.run.classes
     listed = {name: (y, top[0]) for name, y, top in zip(rows["id"], rows["label"], rows["top"], strict=True)}
@@ -142,7 +142,7 @@ def test_images_are_those_that_eval_confuses(results: list[Any], made: Report) -
     assert all(place >= 0 for place in rows["picture"])
 
 
-def test_suspects_are_those_of_the_command(results: list[Any], made: Report) -> None:
+def test_suspects_match_the_command(results: list[Any], made: Report) -> None:
     from cnnlab.inference.suspects import find_suspects
 
     e = made.payload["runs"][0]["evaluation"]
@@ -153,7 +153,7 @@ def test_suspects_are_those_of_the_command(results: list[Any], made: Report) -> 
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 0), (1, 0), (5, 1), (8, 8), (30, 12), (400, 300)])
-def test_mcnemar_is_scipys_exact_test(a: int, b: int) -> None:
+def test_mcnemar_matches_scipys_exact_test(a: int, b: int) -> None:
     expected = binomtest(a, a + b, 0.5).pvalue if a + b else 1.0
     assert McNemar(a, b).p == pytest.approx(expected, rel=1e-9)
     assert McNemar(b, a).p == McNemar(a, b).p
@@ -169,7 +169,7 @@ def test_runs_on_the_same_images_are_compared(tab: Tab, results: list[Any], fold
         int((~right[0] & right[1]).sum()),
     )
     assert test["both"] + test["neither"] + test["first_only"] + test["second_only"] == found[0].result.count
-    said = opened(tab, both, folder)
+    said = open_report(tab, both, folder)
     assert tab.value("document.querySelectorAll('#disagreements .card').length") > 0
     tab.page.locator(".tab").nth(1).click()
     assert tab.value("[...document.querySelectorAll('h1')].map((h) => h.textContent)")[1] == "run-1"
@@ -179,7 +179,7 @@ def test_runs_on_the_same_images_are_compared(tab: Tab, results: list[Any], fold
     assert {key for key, _ in both.payload["compare"]["settings"]} == {"epochs", "seed"}
 
 
-def test_the_command_trains_the_same_recipe(results: list[Any]) -> None:
+def test_the_printed_command_repeats_the_recipe(results: list[Any]) -> None:
     import shlex
 
     run = results[0].run
@@ -192,7 +192,7 @@ def test_the_command_trains_the_same_recipe(results: list[Any]) -> None:
     assert "--set flip=true --set rotation=3.5" in command(again)
 
 
-def test_pictures_keep_to_their_budget_and_stand_once() -> None:
+def test_pictures_stay_within_their_budget_and_appear_once() -> None:
     some = torch.randint(0, 256, (3, 1, 28, 28), dtype=torch.uint8)
     thumbnails = Thumbnails(2500)
     places = [thumbnails.add(image) for image in (some[0], some[0], some[1], some[2])]
@@ -201,7 +201,7 @@ def test_pictures_keep_to_their_budget_and_stand_once() -> None:
     assert Thumbnails().add(torch.zeros(7, 400, 300, dtype=torch.uint8)) == 0
 
 
-def test_modules_join_without_a_name_twice() -> None:
+def test_joined_modules_define_each_name_once() -> None:
     script = pages.script()
     assert not re.search(r"^(import|export)\b", script, re.MULTILINE)
     names = re.findall(r"^(?:async )?(?:function|const|let|class) (\w+)", script, re.MULTILINE)
@@ -211,14 +211,14 @@ def test_modules_join_without_a_name_twice() -> None:
     ) | {"main", "trying"}  # only pages that take an image use trying.js
 
 
-def test_every_text_is_there_in_both_languages() -> None:
+def test_every_text_used_by_the_page_is_defined() -> None:
     text = "".join(file.read_text(encoding="utf-8") for file in pages.PAGE.glob("*.js"))
     known = set(re.findall(r"^  (\w+): \[", text, re.MULTILINE))
     used = set(re.findall(r'\bt\("(\w+)"', text))
     assert used <= known, used - known
 
 
-def test_pure_logic(tab: Tab) -> None:
+def test_page_functions_return_the_expected_values(tab: Tab) -> None:
     tab.go("about:blank")
     source = pages.script().partition("const payload = JSON.parse")[0]
     answers = tab.value(
@@ -254,8 +254,8 @@ def test_pure_logic(tab: Tab) -> None:
     }  # fmt: skip
 
 
-def test_a_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
-    said = opened(tab, made, folder)
+def test_a_confusion_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
+    said = open_report(tab, made, folder)
     e = made.payload["runs"][0]["evaluation"]
     i, j, n = max((c for c in e["confusion"] if c[0] != c[1]), key=lambda c: c[2])
     tab.page.click(f'[data-cell="{i},{j}"]')
@@ -294,8 +294,8 @@ def test_a_cell_opens_its_images(tab: Tab, made: Report, folder: Path) -> None:
     assert [url for url in tab.requests if not url.startswith(("data:", "file:"))] == []
 
 
-def test_hostile_names_do_nothing(tab: Tab, hostile: Report, folder: Path) -> None:
-    said = opened(tab, hostile, folder)
+def test_hostile_names_do_no_harm(tab: Tab, hostile: Report, folder: Path) -> None:
+    said = open_report(tab, hostile, folder)
     tab.page.locator("[data-cell]").first.click()
     assert tab.value("document.querySelectorAll('script').length") == 2
     assert tab.value("document.querySelectorAll('img[src=x]').length") == 0
@@ -314,7 +314,7 @@ def test_the_page_is_accessible(
     tab: Tab, hostile: Report, folder: Path, width: int, theme: Literal["dark", "light"]
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install --group dev").Axe()
-    opened(tab, hostile, folder, width)
+    open_report(tab, hostile, folder, width)
     tab.page.emulate_media(color_scheme=theme)
     rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"], "resultTypes": ["violations"]}
     found = axe.run(tab.page, options=rules).response["violations"]
@@ -323,7 +323,7 @@ def test_the_page_is_accessible(
     assert tab.value("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> None:
+def test_missing_images_and_weights_are_reported(folder: Path, tmp_path: Path, shapes: Path) -> None:
     result = cnnlab.train(
         "digits", data=f"folder:{shapes}", model="lenet", image_size=20, epochs=1, name="gone", runs_dir=folder, progress="none"
     )  # fmt: skip
@@ -353,7 +353,7 @@ def test_what_is_missing_is_said(folder: Path, tmp_path: Path, shapes: Path) -> 
     assert unfinished["history"]["epoch"] == [1]
 
 
-def test_paths_are_shortened_to_what_tells_them_apart() -> None:
+def test_paths_are_shortened_to_their_distinct_parts() -> None:
     names = shortened(map(Path, ("/a/x/photos", "/a/y/photos", "/a/y/photos/runs/one", "/home/anna/my set")))
     texts = {"--data 'folder:/home/anna/my set'": "--data 'folder:my set'", "/a/x/photos/1.png.": "x/photos/1.png.",
              "/a/y/photos/runs/one is gone": "one is gone", "/a/y/photos2 /b/a/y/photos": "/a/y/photos2 /b/a/y/photos"}  # fmt: skip
@@ -363,7 +363,7 @@ def test_paths_are_shortened_to_what_tells_them_apart() -> None:
     ]
 
 
-def test_a_run_that_is_trained_is_not_to_be_resumed(results: list[Any], folder: Path) -> None:
+def test_a_run_in_training_is_reported_as_running(results: list[Any], folder: Path) -> None:
     path = folder / "running"
     shutil.copytree(results[0].run.path, path)
     (path / "summary.json").unlink()
@@ -405,7 +405,7 @@ def test_folds_are_pooled(folder: Path, tab: Tab) -> None:
     assert all(names[listed[row["path"]]] == row["predicted"] for row in table if row["path"] in listed)
     assert e["suspects_from"] == "out_of_fold"
     assert f"{e['accuracy']:.4f}" in made.markdown
-    said = opened(tab, made, folder)
+    said = open_report(tab, made, folder)
     assert tab.value("document.querySelector('.big').textContent") == f"{100 * e['accuracy']:.1f}%"
     ids = tab.value("[...document.querySelectorAll('[id]')].map((node) => node.id)")
     assert [name for name, n in Counter(ids).items() if n > 1] == []
@@ -416,7 +416,7 @@ def test_folds_are_pooled(folder: Path, tab: Tab) -> None:
     assert cnnlab.report(*(r.run for r in series.results), split="train").payload["pooled"] is None
 
 
-def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:
+def test_the_command_overwrites_only_by_force(cnnlab: Command, results: list[Any], tmp_path: Path) -> None:
     path = results[0].run.path
     answer = cnnlab("report", path)
     assert answer.returncode == 0, answer.stderr
@@ -433,7 +433,7 @@ def test_the_command_writes_once(cnnlab: Command, results: list[Any], tmp_path: 
     one_line_error(cnnlab("report", "nothing"))
 
 
-def test_the_card(cnnlab: Command, results: list[Any], hostile: Report, tmp_path: Path) -> None:
+def test_the_card_is_written_as_markdown(cnnlab: Command, results: list[Any], hostile: Report, tmp_path: Path) -> None:
     paths = [r.run.path for r in results]
     answer = cnnlab("report", *paths, "--markdown", "card.md", "--out", "both.html")
     assert answer.returncode == 0, answer.stderr
@@ -447,7 +447,7 @@ def test_the_card(cnnlab: Command, results: list[Any], hostile: Report, tmp_path
     assert "\u202e" not in hostile.markdown
 
 
-def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
+def test_pictures_are_saved_as_files(hostile: Report, tmp_path: Path) -> None:
     drawn = figures(hostile.runs, hostile.payload)
     assert drawn.keys() >= {"curves", "confusion", "classes", "calibration"}
     some = {"confusion": drawn["confusion"]}  # its axes name the classes
@@ -458,14 +458,14 @@ def test_pictures_are_files(hostile: Report, tmp_path: Path) -> None:
         save(some, tmp_path / "pictures", force=False)
 
 
-def test_pictures_of_names_that_share_a_file_name(hostile: Report) -> None:
+def test_pictures_of_runs_with_similar_names_are_all_kept(hostile: Report) -> None:
     (run,) = hostile.runs
     parts = [{**part, "name": name} for part in hostile.payload["runs"] for name in ("a b", "a-b")]
     drawn = figures([run, run], {**hostile.payload, "runs": parts})
     assert sum(name.endswith("curves") for name in drawn) == 2
 
 
-def test_the_inside_is_that_of_the_package(results: list[Any], made: Report) -> None:
+def test_the_network_section_matches_the_inspect_package(results: list[Any], made: Report) -> None:
     from cnnlab.inspect.activation import class_activation
 
     inside, e = made.payload["runs"][0]["inside"], made.payload["runs"][0]["evaluation"]
@@ -481,7 +481,7 @@ def test_the_inside_is_that_of_the_package(results: list[Any], made: Report) -> 
     assert inside["notes"] == []
 
 
-def test_a_notebook_shows_it(results: list[Any], made: Report) -> None:
+def test_a_notebook_shows_the_report(results: list[Any], made: Report) -> None:
     shown = made._repr_html_()
     assert shown.startswith("<iframe")
     assert "</iframe>" in shown
@@ -490,7 +490,7 @@ def test_a_notebook_shows_it(results: list[Any], made: Report) -> None:
     assert json.dumps(made.payload, allow_nan=False)
 
 
-def test_the_image_side_is_bounded() -> None:
+def test_the_size_of_thumbnails_is_bounded() -> None:
     thumbnails = Thumbnails()
     thumbnails.add(torch.randint(0, 256, (3, 500, 400), dtype=torch.uint8))
     import base64

@@ -29,7 +29,7 @@ def by_path(found: list[LayerStatistics]) -> dict[str, LayerStatistics]:
     return {layer.path: layer for layer in found}
 
 
-def test_the_figures_are_those_of_their_definitions() -> None:
+def test_figures_match_their_definitions() -> None:
     model = network().train()
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
@@ -77,7 +77,7 @@ def test_without_labels_there_are_no_gradients() -> None:
         assert any(layer.gradient_norm for layer in layer_statistics(model, batches()))
 
 
-def test_a_layer_whose_first_output_is_not_floating_point() -> None:
+def test_a_layer_whose_first_output_is_not_floating_point_is_measured() -> None:
     class Sign(nn.Module):  # returns booleans first, then floating-point values
         calls = 0
 

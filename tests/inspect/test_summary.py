@@ -18,7 +18,7 @@ from conftest import Command, one_line_error
 
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg19", "resnet18", "resnet50", "resnet152", "densenet121", "densenet201"])
-def test_counts_are_those_that_torchvision_publishes(name: str) -> None:
+def test_counts_match_those_published_by_torchvision(name: str) -> None:
     published = torchvision.models.get_model_weights(name).DEFAULT.meta
     summary = summarize(name, image_size=224, in_channels=3, num_classes=1000)
     assert summary.parameters == published["num_params"]
@@ -27,7 +27,7 @@ def test_counts_are_those_that_torchvision_publishes(name: str) -> None:
 
 # A. Araujo, W. Norris, J. Sim, Computing receptive fields of convolutional neural networks, Distill 2019
 @pytest.mark.parametrize(("name", "pixels"), [("alexnet", 195), ("vgg16", 212), ("densenet121", 2071)])
-def test_receptive_fields_are_the_published_ones(name: str, pixels: int) -> None:
+def test_receptive_fields_match_the_published_ones(name: str, pixels: int) -> None:
     """The receptive field of the last layer with more than one position."""
     spatial = [row for row in summarize(name, depth=0).layers if len(row.output) == 3 and row.output[-1] > 1]
     assert spatial[-1].receptive_field == pixels
@@ -45,7 +45,7 @@ def test_flattening_keeps_the_receptive_field_and_a_linear_layer_widens_it() -> 
     assert fields == {"AvgPool2d": 16, "Flatten": 16, "Linear": 16 + 4 * 4}  # 5x5 positions, 4 pixels apart
 
 
-def dependence(model: nn.Module, size: int, layer: str) -> int:
+def rows_a_value_depends_on(model: nn.Module, size: int, layer: str) -> int:
     """Return how many rows of pixels the middle value of a layer depends on: those from which a NaN reaches it."""
     found: dict[str, torch.Tensor] = {}
     model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: found.update(y=output))
@@ -71,17 +71,17 @@ def dependence(model: nn.Module, size: int, layer: str) -> int:
         ("densenet", 64, ["0", "1"]),
     ],
 )
-def test_receptive_fields_are_what_a_value_depends_on(name: str, size: int, layers: list[str]) -> None:
+def test_receptive_fields_match_the_pixels_a_value_depends_on(name: str, size: int, layers: list[str]) -> None:
     rows = {row.path: row for row in summarize(name, image_size=size, depth=0).layers}
     torch.manual_seed(0)
     model = build_model(name, num_classes=10, in_channels=1, image_size=size).eval()
     for layer in layers:
-        assert dependence(model, size, layer) == min(rows[layer].receptive_field, size), layer
+        assert rows_a_value_depends_on(model, size, layer) == min(rows[layer].receptive_field, size), layer
 
 
 # The networks left out differ from these only in depth and width.
 @pytest.mark.parametrize("name", [n for n in MODELS if not re.search("34|101|152|169|201|vgg1[36]|vgg19", n)])
-def test_networks_have_their_table(name: str) -> None:
+def test_every_network_table_adds_up(name: str) -> None:
     summary = summarize(name)
     _, size, _ = summary.input
     with torch.device("meta"):
@@ -108,7 +108,7 @@ def test_a_module_that_reads_values_is_one_line() -> None:
             summarize(net, image_size=8, in_channels=channels)
 
 
-def test_an_own_module_is_not_changed() -> None:
+def test_a_users_module_is_not_changed() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, dilation=2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
     )

@@ -19,7 +19,7 @@ JAPANESE = "番号,名前\n1,ねこ\n2,カエル\n3,飛行機\n"
         "张三,李四,王五,欧阳娜娜\n" * 10,
     ],
 )
-def test_chinese(content: str) -> None:
+def test_chinese_encodings_are_detected(content: str) -> None:
     assert text_encoding(content.encode("gbk")) == "gb18030"
     assert text_encoding(content.encode()) == "utf-8-sig"
 

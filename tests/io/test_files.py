@@ -11,7 +11,7 @@ import pytest
 from cnnlab.io.files import write_atomic
 
 
-def test_a_folder_that_may_only_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_written_into_a_write_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder for hand-ins has mode -wx. Reading it is patched to fail, since tests may run as root."""
     opened = os.open
 

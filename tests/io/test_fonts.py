@@ -65,7 +65,7 @@ def with_font(without_fonts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return name
 
 
-def test_an_installed_font_draws_them(with_font: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_installed_font_draws_cjk_letters(with_font: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert fonts.drawable("狗 dog 猫") == "狗 dog 猫"
     rows = [[np.zeros((8, 8, 3), np.uint8)]] * 2
     figure = figures.samples(rows, ["猫", "手写 dog"])
@@ -82,7 +82,7 @@ def test_an_installed_font_draws_them(with_font: str, capsys: pytest.CaptureFixt
     "name", ["猫", "猫 cat", "ねこ", "고양이", "แมว", "बिल्ली", "🦖", "𠮷", "a猫b", "(猫, 狗)", "猫→狗"]
 )
 @pytest.mark.usefixtures("without_fonts")
-def test_without_a_font_words_are_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_font_words_become_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [[np.zeros((8, 8, 3), np.uint8)]] * 2
     figure = figures.samples(rows, [name, "dog"])
     figures.png(figure)
@@ -115,7 +115,7 @@ def test_the_package_that_has_the_script_is_named(words: list[str], packages: li
 
 @pytest.mark.parametrize("name", ["x" * 60, "a long name of a class " * 4, "猫" * 40])
 @pytest.mark.parametrize("dpi", [100, 144])
-def test_long_names_are_inside_at_every_resolution(name: str, dpi: int) -> None:
+def test_long_names_fit_at_every_resolution(name: str, dpi: int) -> None:
     figure = figures.samples([[np.zeros((8, 8, 3), np.uint8)]] * 2, [name, "dog"])
     figure.set_dpi(dpi)
     check_texts(figure)
@@ -135,7 +135,7 @@ def test_the_usual_font_has_many_letters(name: str) -> None:
 
 
 @pytest.mark.usefixtures("without_fonts")
-def test_texts_that_callers_set_themselves_have_no_boxes() -> None:
+def test_texts_set_by_callers_are_drawn_without_missing_letters() -> None:
     """For example the legend and labels of `d2l.Animator`, which the user sets."""
     figure = Figure()
     axes = figure.subplots()
@@ -158,7 +158,7 @@ def test_shortened_and_wrapped_texts_fit(text: str) -> None:
     assert fonts.shorten("short", 2, 9) == "short"
 
 
-def test_both_ends_of_a_long_name_stay() -> None:
+def test_shortening_keeps_both_ends_of_a_name() -> None:
     short = fonts.shorten("runs/" + "x" * 200 + "-007", 2, 9)
     assert short.startswith("runs/")
     assert short.endswith("-007")

@@ -21,7 +21,7 @@ def images(count: int, each: int = 2) -> list[list[Any]]:
     ("count", "names"),
     [(2, ["cat", "dog"]), (2, [LONG, "W" * 99]), (10, list("abcdefghij")), (100, ["a_class_name"] * 100)],
 )
-def test_samples(count: int, names: list[str]) -> None:
+def test_samples_fill_the_figure_and_their_texts_fit(count: int, names: list[str]) -> None:
     figure = figures.samples(images(count), names)
     check_texts(figure)
     dark = (pixels(figure) == 90).all(2)
@@ -45,7 +45,7 @@ def test_pairs_fill_their_rows(count: int) -> None:
 
 @pytest.mark.parametrize("precisions", [["float32"], ["float32", "bfloat16"]])
 @pytest.mark.parametrize("names", [["lenet"], ["lenet", "torchvision:" + LONG, "W" * 60]])
-def test_speeds(precisions: list[str], names: list[str]) -> None:
+def test_texts_of_the_speeds_figure_fit(precisions: list[str], names: list[str]) -> None:
     rows = [
         {
             "model": m,
@@ -64,5 +64,5 @@ def test_speeds(precisions: list[str], names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("accuracies", [[], [0.9], [0.0], [1.0] * 5, [0.0, 0.91, 0.92, 0.93], [0.9] * 100])
-def test_grades(accuracies: list[float]) -> None:
+def test_texts_of_the_grades_figure_fit(accuracies: list[float]) -> None:
     check_texts(figures.grades(accuracies, f"{LONG} {LONG}"))

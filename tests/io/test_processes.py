@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 
-def test_an_answer_stream_carries_answers_alone() -> None:
+def test_an_answer_stream_carries_only_answers() -> None:
     code = (
         "import os, sys; from cnnlab.io.processes import answer_stream\n"
         "answers = answer_stream()\n"

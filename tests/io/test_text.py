@@ -66,7 +66,7 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
-def calls() -> list[tuple[Path, ast.Call, str]]:
+def function_calls() -> list[tuple[Path, ast.Call, str]]:
     found = []
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -75,9 +75,9 @@ def calls() -> list[tuple[Path, ast.Call, str]]:
     return found
 
 
-def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
-    assert len(calls()) > 2000
-    for path, call, name in calls():
+def test_no_code_unpickles_or_runs_the_contents_of_files() -> None:
+    assert len(function_calls()) > 2000
+    for path, call, name in function_calls():
         options = {k.arg: ast.unparse(k.value) for k in call.keywords}
         where = f"{path.name}:{call.lineno}: {ast.unparse(call)}"
         if path == SOURCE / "d2l" / "hub.py" and name in ("tarfile.open", "tar.extract", "packed.extract"):
@@ -127,7 +127,7 @@ def test_nothing_unpickles_or_runs_what_a_file_holds() -> None:
 
 
 def test_the_command_prints_through_echo() -> None:
-    for path, call, name in calls():
+    for path, call, name in function_calls():
         if path.name.startswith("cli"):
             assert name != "print", f"{path.name}:{call.lineno}: use text.echo"
 
@@ -161,7 +161,7 @@ def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
         ("\U000e0041", "\\udb40\\udc41"),
     ],
 )
-def test_escape(text: str, harmless: str) -> None:
+def test_escape_makes_text_harmless(text: str, harmless: str) -> None:
     assert escape(text) == harmless
     assert escape_lines(f"{text}\nx") == f"{harmless if chr(10) not in text else text}\nx"
     if "\n" not in text:
@@ -204,18 +204,18 @@ def test_a_failed_row_cannot_write_markup() -> None:
     assert not HARM.search(line)
 
 
-def test_schema() -> None:
+def test_validation_errors_name_the_field() -> None:
     form = {"a": COUNT, "b": [NUMBER], "c": {"d": (None, str)}, "e?": bool, "f": ("x", "y"), "g": (1, 3)}
     good: dict[str, Any] = {"a": 1, "b": [1, 2.5], "c": {"d": None}, "f": "y", "g": 3, "more": []}
     assert validation_error(good, form) == ""
-    for changes, told in (
+    for changes, expected in (
         ({"a": -1}, "its a should be"), ({"a": 1.0}, "its a should be a whole number"), ({"a": True}, "its a should be"),
         ({"b": [1, "2"]}, "its b[1] should be a number"), ({"b": [float("nan")]}, "its b[0]"), ({"b": {}}, "its b should be a list"),
         ({"c": {}}, "it lacks d in its c"), ({"c": {"d": 3}}, "its c.d should be null or a string"), ({"e": 1}, "its e should be true"),
         ({"f": "z"}, "its f should be 'x' or 'y'"), ({"g": 2}, "its g should be 1 or 3"), ({"g": True}, "its g should be"),
         ({"a": 10**400}, "its a should be"), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
     ):  # fmt: skip
-        assert told in validation_error({**good, **changes}, form), changes
+        assert expected in validation_error({**good, **changes}, form), changes
     assert validation_error({}, form) == "it lacks a, b, c, f, g"
     assert validation_error([], form).endswith("should be an object")
     assert validation_error(7, Number(1, 6, whole=True)) != ""
@@ -235,7 +235,7 @@ def evil_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("drawn_curves")
-def test_hostile_names_reach_no_terminal(evil_folder: Path, cnnlab: Command, tmp_path: Path) -> None:
+def test_hostile_names_do_not_reach_the_terminal(evil_folder: Path, cnnlab: Command, tmp_path: Path) -> None:
     recipe = Recipe(
         data=f"folder:{evil_folder}", epochs=1, batch_size=4, val_fraction=0.3, model="lenet", image_size=28
     )
@@ -320,7 +320,7 @@ def test_other_formats_are_refused(kind: str) -> None:
     [("PNG", "RGB"), ("PNG", "I;16"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGBA"), ("BMP", "RGB"), ("TIFF", "CMYK"),
      ("TIFF", "F"), ("PPM", "L"), ("ICO", "RGBA"), ("PCX", "L"), ("SGI", "RGB"), ("TGA", "RGBA"), ("MPO", "RGB")],
 )  # fmt: skip
-def test_common_formats(kind: str, mode: str) -> None:
+def test_common_formats_are_decoded(kind: str, mode: str) -> None:
     options = {"sizes": [(8, 6)]} if kind == "ICO" else {}
     assert decode("a", Decoding(3, 8, "pad"), image(kind, mode, **options)).shape == (3, 8, 8)
 
@@ -379,11 +379,11 @@ linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads
 def test_the_largest_image_that_is_decoded_takes_bounded_memory(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(image("PNG", "P", (9400, 9400)))
     assert (tmp_path / "a.png").stat().st_size < 100_000
-    told, mib = in_a_process(
+    outcome, mib = in_a_process(
         tmp_path, "from cnnlab.io.decode import Decoding, bombs_refused, decode",
         "with bombs_refused(): decode('a.png', Decoding(3, 64, 'pad'))",
     )  # fmt: skip
-    assert told == "accepted"
+    assert outcome == "accepted"
     assert mib < 800
     (tmp_path / "a.png").write_bytes(image("PNG", "1", (9500, 9500)))
     with bombs_refused(), pytest.raises(BadImage, match="90,250,000 pixels"):
@@ -411,7 +411,7 @@ def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", [".zip", ".7z"])
-def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_of_too_many_files_are_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     py7zr = pytest.importorskip("py7zr")
     path = tmp_path / f"a{kind}"
     if kind == ".zip":
@@ -445,7 +445,9 @@ def test_archives_of_too_many_files(tmp_path: Path, kind: str, monkeypatch: pyte
         (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "over 3,000,000"),
     ],
 )  # fmt: skip
-def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_that_would_fill_the_memory_are_refused(
+    content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("cnnlab.io.csv._LARGEST", 3_000_000 if content.count(b"cat") else 1 << 28)
     with pytest.raises(CnnlabError, match=message):
         read_table(io.BytesIO(content), "labels.csv")
@@ -455,7 +457,7 @@ def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"learning_rate": 10**400}, "a number of over 100 digits"),
         ({"learning_rate": float("nan")}, "must be a finite number"),
@@ -468,14 +470,14 @@ def test_tables_that_would_fill_the_memory(content: bytes, message: str, monkeyp
         ({"optimizer": "x" * 100_000}, "choose one of"),
     ],
 )
-def test_hostile_recipes(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(CnnlabError, match=re.escape(told)) as caught:
+def test_hostile_recipe_values_are_refused(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(CnnlabError, match=re.escape(expected)) as caught:
         Recipe.from_dict({**Recipe().to_dict(), **changes})
     assert len(str(caught.value)) < 2000
     assert str(caught.value).isprintable()
 
 
-def test_json_of_any_depth_and_size(tmp_path: Path) -> None:
+def test_deep_and_large_json_gives_at_most_a_cnnlab_error(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for depth in (10, 300, 400, 470, 490, 500, 600, 900, 960, 990, 1000, 1010, 5000, 100_000):
         for around in ('{"a": %s}', '{"a": %s, "blake2b": "x"}'):
@@ -516,12 +518,12 @@ def test_names_that_are_not_utf8_can_be_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["con", "NUL", "Aux.txt", "com1", "LPT9.run", "a.", "x..", "../a", "a/b", "a\\b", "\x1b", "a\n", ""]
 )
-def test_invalid_names_of_runs(name: str) -> None:
+def test_invalid_names_of_runs_are_refused(name: str) -> None:
     with pytest.raises(CnnlabError, match="run name"):
         check_name(name)
 
 
-def test_valid_names_of_runs() -> None:
+def test_valid_names_of_runs_are_accepted() -> None:
     for name in ("a", "a.b", "0-_", "console", "nullable", "com10", "aux-1", "x" * 100):
         check_name(name)
 
@@ -544,7 +546,7 @@ def changed_info(run: Path, **changes: Any) -> None:
     write_checked(run / "run.json", info)
 
 
-def test_a_run_that_asks_for_an_enormous_network_gets_none(finished: Path, cnnlab: Command) -> None:
+def test_a_run_that_declares_an_enormous_network_is_refused(finished: Path, cnnlab: Command) -> None:
     """The checksums are right, as an attacker would make them. Ten million classes are a network of 13 GB."""
     before = (finished / "run.json").read_bytes()
     for changes in (
@@ -602,7 +604,7 @@ class _Holder:
 
 
 @pytest.mark.parametrize("position", [-1, 625, 10**6, 2**31 - 1, 1.0, None])
-def test_a_random_state_cannot_make_numpy_read_beside_it(position: Any) -> None:
+def test_an_invalid_random_state_cannot_make_numpy_read_out_of_bounds(position: Any) -> None:
     """With a position of a million, NumPy would read its next number far outside the state, or crash."""
     device = pick_device("cpu")
     tensors, values = random_state(device)
@@ -612,7 +614,9 @@ def test_a_random_state_cannot_make_numpy_read_beside_it(position: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw", "muon"])
-def test_an_optimisers_settings_are_the_recipes(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimisers_settings_come_from_the_recipe(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, device = Recipe(optimizer=kind), pick_device("cpu")
     model = build_model("lenet")
     optimizer = make_optimizer(model, recipe)
@@ -656,14 +660,14 @@ def test_a_hostile_recipe_is_refused(finished: Path, cnnlab: Command) -> None:
 
 
 @pytest.mark.parametrize("source", ["", "a\0b", "folder:a\0b", "csv:a\0b", "wds:a\0b", "pack:a\0b", "store:a\0b"])
-def test_names_that_no_file_can_have(source: str) -> None:
+def test_names_that_no_file_can_have_are_refused(source: str) -> None:
     with pytest.raises(CnnlabError) as caught:
         load_images(source, "train")
     assert "\0" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["https://example.org/cats.zip", "s3://bucket/cats"])
-def test_an_address_in_place_of_a_file(address: str, cnnlab: Command) -> None:
+def test_an_address_in_place_of_a_file_is_named(address: str, cnnlab: Command) -> None:
     for words in (
         ["train", "--data", f"folder:{address}"],
         ["data", "verify", f"store:{address}"],

@@ -55,7 +55,7 @@ def fixed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return steps
 
 
-def test_figures(fixed: list[int], tmp_path: Path) -> None:
+def test_figures_are_computed_from_the_measured_steps(fixed: list[int], tmp_path: Path) -> None:
     result = bench(["lenet"], precision="float32", accuracy=False, seconds=0.5, data_dir=tmp_path, batch_size=10)
     (row,) = result.rows
     assert fixed == [50]
@@ -71,7 +71,7 @@ def test_figures(fixed: list[int], tmp_path: Path) -> None:
     assert "peak, float32: 10 GFLOP/s (1x1 convolution, 1024 x 1024" in text
 
 
-def test_default_networks_and_sizes_are_the_chapters(
+def test_default_networks_and_sizes_match_the_chapter(
     fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(module, "COUNT", 300)
@@ -95,10 +95,10 @@ def test_default_networks_and_sizes_are_the_chapters(
 def test_peaks_of_an_earlier_call_are_not_measured_again(fixed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     known = bench(["lenet"], batch_size=20, device="cpu", precision="float32", accuracy=False).peaks
 
-    def again(*_: object) -> None:
+    def measure_again(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(module, "peak", again)
+    monkeypatch.setattr(module, "peak", measure_again)
     result = bench(["lenet"], batch_size=20, device="cpu", precision="float32", accuracy=False, peaks=known)
     assert result.peaks == known
     assert result.rows[0]["fraction_of_peak"] > 0
@@ -120,7 +120,9 @@ def test_a_busy_moment_at_the_start_does_not_lower_the_peak(
     assert result.rows[0]["fraction_of_peak"] == pytest.approx(6 * LENET * 500 / 4e9)
 
 
-def test_out_of_memory_is_a_row(fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_out_of_memory_is_reported_in_its_row(
+    fixed: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(module, "fastest_plan", lambda *a: (Plan(threads=1), math.inf))
     result = bench(["lenet"], precision="float32", accuracy=False, data_dir=tmp_path / "data", batch_size=99)
     assert result.rows[0]["failed"] == "out of memory with batches of 99"
@@ -129,7 +131,7 @@ def test_out_of_memory_is_a_row(fixed: list[int], monkeypatch: pytest.MonkeyPatc
     assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]  # there is nothing to draw
 
 
-def test_timed_steps_are_the_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timed_steps_are_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of 16 from 40 images, over three epochs. The first two of the seven steps are warm-up."""
     clock = iter([10.0, 10.5, 100.0, 107.5])
     calls: list[int] = []
@@ -175,7 +177,9 @@ def test_fastest_plan_is_always_measured_and_not_cached(monkeypatch: pytest.Monk
     assert "no time was left for 1 more" in plan.why
 
 
-def test_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_prints_and_saves_its_figures(
+    cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("cnnlab.machine.peak.SIZES", (64,))
     options = (
         "--seconds",
@@ -233,7 +237,7 @@ def test_invalid_input_is_one_line_and_creates_nothing(cnnlab: Command, args: tu
     assert not list(Path().glob("runs/*"))
 
 
-def test_a_folder_is_new_or_free(tmp_path: Path) -> None:
+def test_a_result_folder_is_new_or_free(tmp_path: Path) -> None:
     with result_folder("bench") as first:
         (first / "bench.json").touch()
     with result_folder("bench") as second:
@@ -250,7 +254,7 @@ def test_a_folder_is_new_or_free(tmp_path: Path) -> None:
         pass
 
 
-def test_time_to_accuracy(quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_time_to_accuracy_is_measured(quick: Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(module.RECIPES, "digits", quick)
     monkeypatch.setattr(module, "TO_ACCURACY", ("digits", "fashion-mnist"))
     rows, left_out = module._to_accuracy(CPU, THREADS, tmp_path / "data", lambda *a: None)
@@ -289,7 +293,7 @@ def test_both_products_of_the_peak_are_equal(n: int) -> None:
     torch.testing.assert_close(image.permute(0, 2, 3, 1).reshape(n, n), product, rtol=1e-5, atol=1e-5)
 
 
-def test_peak_memory() -> None:
+def test_peak_memory_is_measured() -> None:
     held = 400 * 2**20  # much more than anything else that may change
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -14,7 +14,7 @@ from cnnlab.recipes import RECIPES
 from conftest import Command, one_line_error
 
 
-def test_p_value_is_that_of_the_printed_tables() -> None:
+def test_p_value_matches_printed_tables() -> None:
     """The 5% and 1% points of Student's distribution with four degrees of freedom: 2.132 and 3.747."""
     seeds = [0.91, 0.92, 0.93, 0.94, 0.95]
     spread = (0.00025 / 5) ** 0.5  # standard error of the mean
@@ -25,7 +25,7 @@ def test_p_value_is_that_of_the_printed_tables() -> None:
     assert p_value([0.9, 0.9], 0.9) == 1
 
 
-def test_energy_counters_that_begin_again(tmp_path: Path) -> None:
+def test_energy_counters_may_wrap_around(tmp_path: Path) -> None:
     zones = [tmp_path / name for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0")]
     for zone in zones:
         zone.mkdir()
@@ -50,7 +50,7 @@ def sprint(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("sprint")
-def test_a_race_goes_on_and_counts_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_race_is_continued_and_counts_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "race"
     first = race("sprint", folder, seeds=1, threads=1)
     assert (first.n, first.p_value, first.split) == (1, None, "test")
@@ -87,7 +87,7 @@ def test_a_damaged_race_is_refused(tmp_path: Path, name: str, text: str) -> None
         race("sprint", tmp_path, threads=1)
 
 
-def test_bad_input(cnnlab: Command, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path) -> None:
     assert "fashion-90" in cnnlab("race").stdout
     one_line_error(cnnlab("race", "fashion-99"))
     one_line_error(cnnlab("race", "mnist-99", "--seeds", "0"))

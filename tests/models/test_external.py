@@ -37,21 +37,21 @@ def build(name: str, channels: int = 1, classes: int = 5, size: int = 64, publis
         "torchvision:vit_b_32", "timm:resnet18", "timm:vit_tiny_patch16_224", "timm:convnext_atto", "timm:resnet18.a1_in1k",
     ],
 )  # fmt: skip
-def test_any_channels_and_classes(name: str, channels: int) -> None:
+def test_external_networks_take_any_channels_and_classes(name: str, channels: int) -> None:
     model = build(name, channels)
     x = torch.randn(2, channels, 64, 64)
     with torch.no_grad():
         assert model.eval()(x).shape == (2, 5)
 
 
-def test_a_size_that_does_not_fit_names_one_that_does() -> None:
+def test_an_unsuitable_size_names_a_suitable_one() -> None:
     with pytest.raises(
-        CnnlabError, match=r"timm:vit_tiny_patch16_224: it does not take images of 8x8 pixels"
+        CnnlabError, match=r"timm:vit_tiny_patch16_224: it does not accept images of 8x8 pixels"
     ) as caught:
         build("timm:vit_tiny_patch16_224", size=8)
     assert "Traceback" not in str(caught.value)
     with pytest.raises(
-        CnnlabError, match=r"torchvision:alexnet: it does not take images of 28x28 pixels; image_size=64 works"
+        CnnlabError, match=r"torchvision:alexnet: it does not accept images of 28x28 pixels; image_size=64 works"
     ):
         build("torchvision:alexnet", size=28)
     assert accepts(build("torchvision:alexnet", size=64), 1, 64)
@@ -68,20 +68,20 @@ def test_a_size_that_does_not_fit_names_one_that_does() -> None:
         ("timm:", "unknown timm model ''"),
     ],
 )
-def test_unknown_names_in_one_line(cnnlab: Command, name: str, says: str) -> None:
+def test_unknown_names_are_one_line(cnnlab: Command, name: str, says: str) -> None:
     assert says in one_line_error(cnnlab("show", name))
 
 
 def test_without_timm_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without(name: str, *args: object, **kwargs: object) -> object:
+    def import_without_timm(name: str, *args: object, **kwargs: object) -> object:
         if name == "timm":
             raise ImportError(name)
         return real(name, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(builtins, "__import__", import_without_timm)
     with pytest.raises(CnnlabError, match=r"needs the package timm; pip install 'cnnlab\[timm\]'"):
         build("timm:resnet18")
 
@@ -191,7 +191,7 @@ def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18.a1_in1k", "torchvision:resnet18.IMAGENET1K_V1"])
-def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_internet_the_error_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it retries for a minute
@@ -204,7 +204,7 @@ def test_without_internet_one_line_says_so(name: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(("name", "network"), [("googlenet", GoogLeNet), ("inception_v3", Inception3)])
-def test_images_are_normalized_as_torchvision_transforms_them(name: str, network: Any) -> None:
+def test_normalization_matches_torchvisions_input_transform(name: str, network: Any) -> None:
     expected = published_weights(f"torchvision:{name}.DEFAULT")
     assert expected is not None
     x = torch.rand(2, 3, 4, 4)
@@ -213,12 +213,12 @@ def test_images_are_normalized_as_torchvision_transforms_them(name: str, network
     torch.testing.assert_close(normalize(x, expected.mean, expected.std), theirs)
 
 
-def test_xavier_would_overwrite_published_weights(cnnlab: Command) -> None:
+def test_xavier_init_with_published_weights_is_refused(cnnlab: Command) -> None:
     answer = cnnlab("train", "torchvision:resnet18.DEFAULT", "--set", "init=xavier-uniform")
     assert "init=xavier-uniform" in one_line_error(answer)
 
 
-def test_the_commands_take_such_names(cnnlab: Command) -> None:
+def test_the_commands_accept_external_names(cnnlab: Command) -> None:
     trained = cnnlab(
         "train", "torchvision:squeezenet1_1", "--name", "s", "--set", "epochs=1", "--set", "image_size=32", "--set",
         "limit=60",

@@ -57,15 +57,15 @@ every_family = pytest.mark.parametrize("name", FAMILIES)
 most_families = pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("resnet50-manual", "nin-linear")])
 
 
-def make(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.Module:
+def make_network(name: str, channels: int = 1, classes: int = 10, size: int = 28) -> nn.Module:
     torch.manual_seed(0)
     return build_model(name, num_classes=classes, in_channels=channels, image_size=size)
 
 
-def small(name: str) -> int:
+def smallest_size(name: str) -> int:
     """Return an image size at which two cores can train the network: the smallest that works, at least 28."""
     with torch.device("meta"), pytest.raises(CnnlabError) as caught:
-        make(name, size=0)
+        make_network(name, size=0)
     return max(28, int(re.findall(r"at least (\d+)x", str(caught.value))[0]))
 
 
@@ -73,19 +73,19 @@ def small(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", MANUAL)
-def test_parameter_count_is_the_manuals(name: str) -> None:
+def test_parameter_count_matches_the_manual(name: str) -> None:
     size, count = MANUAL[name]
     with torch.device("meta"):
-        assert sum(p.numel() for p in make(name, size=size).parameters()) == count
+        assert sum(p.numel() for p in make_network(name, size=size).parameters()) == count
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.txt")), ids=lambda p: p.stem)
-def test_shapes_are_the_manuals_line_for_line(path: Path) -> None:
+def test_shapes_match_the_manual_line_for_line(path: Path) -> None:
     head, *lines = path.read_text().splitlines()
     size = int(re.findall(r"at (\d+) pixels", head)[0])
     assert size == MANUAL[path.stem][0]
     with torch.device("meta"):
-        model, x = make(path.stem, size=size).eval(), torch.zeros(1, 1, size, size)
+        model, x = make_network(path.stem, size=size).eval(), torch.zeros(1, 1, size, size)
     assert isinstance(model, nn.Sequential)
     found = []
     for layer in model:
@@ -98,7 +98,7 @@ def test_every_network_with_a_printed_table_is_compared() -> None:
     assert {p.stem for p in GOLDEN.glob("*.txt")} == MANUAL.keys() - {"vgg11-quarter"}
 
 
-def test_the_manuals_demonstrations_of_blocks() -> None:
+def test_blocks_have_the_shapes_of_the_manuals_demonstrations() -> None:
     assert Residual(3, 3, manual=True)(torch.rand(4, 3, 6, 6)).shape == (4, 3, 6, 6)
     assert Residual(3, 6, 2, manual=True)(torch.rand(4, 3, 6, 6)).shape == (4, 6, 3, 3)
     assert Inception(192, 64, (96, 128), (16, 32), 32)(torch.rand(2, 192, 5, 5)).shape == (2, 256, 5, 5)
@@ -114,15 +114,15 @@ ORACLES = [
 ]  # fmt: skip
 
 
-def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
+def torchvision_pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
     """Return torchvision's network and ours, float64, with the same weights. Both list them in the same order."""
     with torch.device("meta"):
         shapes = [
             [v.shape for v in model.state_dict().values()]
-            for model in (torchvision.models.get_model(name, num_classes=7), make(name, 3, 7, 224))
+            for model in (torchvision.models.get_model(name, num_classes=7), make_network(name, 3, 7, 224))
         ]
     assert shapes[0] == shapes[1]
-    theirs, ours = torchvision.models.get_model(name, weights=None, num_classes=7), make(name, 3, 7, size)
+    theirs, ours = torchvision.models.get_model(name, weights=None, num_classes=7), make_network(name, 3, 7, size)
     if name.startswith("vgg"):  # at 224 pixels its pooling to 7x7 does nothing; fewer need a smaller layer after it
         theirs.avgpool, theirs.classifier[0] = nn.Identity(), nn.Linear(512 * (size // 32) ** 2, 4096)
     target = ours.state_dict()
@@ -130,16 +130,16 @@ def pair(name: str, size: int) -> tuple[nn.Module, nn.Module]:
     return theirs.double(), ours.double()
 
 
-def relative(found: Tensor, expected: Tensor) -> float:
+def relative_error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach(), expected.detach()
     return float((found - expected).norm() / expected.norm().clamp_min(1e-300))
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_equals_torchvision_with_its_weights(name: str) -> None:
+def test_networks_match_torchvision_with_its_weights(name: str) -> None:
     """Logits and running statistics are equal; for one network of each family the gradients, too."""
     size, batch = 64, 2
-    theirs, ours = pair(name, size)
+    theirs, ours = torchvision_pair(name, size)
     x, y = torch.randn(batch, 3, size, size, dtype=torch.float64), torch.arange(batch)
     # With batch statistics and with running ones. VGG has neither.
     for training in (False,) if name.startswith("vgg") else (True, False):
@@ -148,7 +148,7 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
             if isinstance(module, nn.Dropout):
                 module.eval()  # dropout is random
         expected, found = theirs(x), ours(x)
-        assert relative(found, expected) < 1e-10
+        assert relative_error(found, expected) < 1e-10
         if name not in FAMILIES and name != "vgg11":
             continue
         theirs.zero_grad(), ours.zero_grad()
@@ -157,14 +157,14 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
         for (path, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert p.grad is not None
             assert q.grad is not None
-            assert relative(p.grad, q.grad) < 1e-10 or (p.grad - q.grad).abs().max() < 1e-14, path
+            assert relative_error(p.grad, q.grad) < 1e-10 or (p.grad - q.grad).abs().max() < 1e-14, path
     if not name.startswith("vgg"):
         for p, q in zip(ours.buffers(), theirs.buffers(), strict=True):
-            assert relative(p.double(), q.double()) < 1e-10
+            assert relative_error(p.double(), q.double()) < 1e-10
 
 
 def test_the_manuals_resnet_differs_from_the_papers_in_biases_and_projections_only() -> None:
-    paper, manual = make("resnet18", size=64).double(), make("resnet18-manual", size=64).double()
+    paper, manual = make_network("resnet18", size=64).double(), make_network("resnet18-manual", size=64).double()
     extra = {k.rpartition(".")[0] + " bias" for k in manual.state_dict() if k not in paper.state_dict() and "bias" in k}
     assert len(extra) == 20  # 17 convolutions in blocks and stem, 3 projections
     # With those biases 0 and the paper's projection norms without effect, the two are the same network.
@@ -186,7 +186,7 @@ def test_the_manuals_resnet_differs_from_the_papers_in_biases_and_projections_on
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_batch_norm_from_scratch_equals_torchs(data: st.DataObject) -> None:
+def test_batch_norm_from_scratch_matches_torch(data: st.DataObject) -> None:
     batch, channels = data.draw(st.integers(2, 9)), data.draw(st.integers(1, 7))
     shape: tuple[int, ...] = (batch, channels)
     if data.draw(st.booleans(), "four dimensions"):
@@ -266,7 +266,7 @@ def test_batch_norm_statistics_are_saved() -> None:
 
 
 def test_both_batch_norm_lenets_train_to_the_same_weights() -> None:
-    ours, theirs = make("lenet-bn-scratch").double(), make("lenet-bn").double()
+    ours, theirs = make_network("lenet-bn-scratch").double(), make_network("lenet-bn").double()
     named = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_var"}
     state = ours.state_dict()
     for path, module in theirs.named_modules():
@@ -305,8 +305,8 @@ def test_batch_norm_can_be_differentiated_twice() -> None:
 
 @every_family
 def test_gradients_can_be_differentiated_and_torch_func_agrees(name: str) -> None:
-    size = small(name)
-    model = make(name, size=size).eval()  # eval mode: torch.func forbids changing buffers in place
+    size = smallest_size(name)
+    model = make_network(name, size=size).eval()  # eval mode: torch.func forbids changing buffers in place
     x, y = torch.randn(2, 1, size, size), torch.arange(2)
     parameters = dict(model.named_parameters())
     names = list(parameters)[-4:]
@@ -327,7 +327,7 @@ def test_gradients_can_be_differentiated_and_torch_func_agrees(name: str) -> Non
 @pytest.mark.parametrize("name", ["lenet", "lenet-bn", "lenet-bn-scratch"])
 def test_lenets_in_training_can_be_differentiated_twice(name: str) -> None:
     """The gradient of the gradient's norm equals a difference quotient."""
-    model = make(name).double()
+    model = make_network(name).double()
     x, y = torch.rand(4, 1, 28, 28, dtype=torch.float64), torch.arange(4)
     weight = next(model.parameters())
 
@@ -351,22 +351,22 @@ def test_lenets_in_training_can_be_differentiated_twice(name: str) -> None:
 # Every network
 
 
-def test_every_model_has_a_description_of_one_line() -> None:
+def test_every_model_has_a_one_line_description() -> None:
     assert list(DESCRIPTIONS) == list(MODELS)
     assert all(0 < len(line) <= 80 and "\n" not in line for line in DESCRIPTIONS.values())
 
 
 @pytest.mark.parametrize("name", ["lenet", "lenet-bn", "alexnet", "resnet18", "googlenet", "densenet"])
-def test_a_network_consists_of_torchs_own_layers(name: str) -> None:
-    leaves = [m for m in make(name, size=MANUAL.get(name, (64,))[0]).modules() if not list(m.children())]
+def test_a_network_consists_of_standard_torch_layers(name: str) -> None:
+    leaves = [m for m in make_network(name, size=MANUAL.get(name, (64,))[0]).modules() if not list(m.children())]
     assert all(type(m).__module__.startswith("torch.nn.modules") for m in leaves)
 
 
 @every_family
 @pytest.mark.parametrize(("channels", "classes", "size"), [(3, 2, 45), (4, 7, 0)])
-def test_other_inputs(name: str, channels: int, classes: int, size: int) -> None:
-    size = max(size, small(name))
-    model = make(name, channels, classes, size).eval()
+def test_other_channels_classes_and_sizes_work(name: str, channels: int, classes: int, size: int) -> None:
+    size = max(size, smallest_size(name))
+    model = make_network(name, channels, classes, size).eval()
     x = torch.randn(3, channels, size, size)
     with torch.no_grad():
         y = model(x)
@@ -379,18 +379,18 @@ def test_other_inputs(name: str, channels: int, classes: int, size: int) -> None
 def test_smallest_image_is_named_and_works(name: str) -> None:
     with torch.device("meta"):  # only shapes matter here
         with pytest.raises(CnnlabError, match=f"^{name}: it needs images of at least") as caught:
-            make(name, size=0)
+            make_network(name, size=0)
         smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
-        model = make(name, size=smallest).eval()
+        model = make_network(name, size=smallest).eval()
         assert model(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
         with pytest.raises(CnnlabError, match=f"at least {smallest}x{smallest} pixels, not {smallest - 1}x"):
-            make(name, size=smallest - 1)
+            make_network(name, size=smallest - 1)
 
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "nin", "lenet", "densenet", "densenet121"])
-def test_side_after_is_the_side_of_the_output(name: str) -> None:
+def test_side_after_matches_the_output(name: str) -> None:
     with torch.device("meta"):
-        model = make(name, size=224)
+        model = make_network(name, size=224)
         assert isinstance(model, nn.Sequential)
         spatial = next(i for i, m in enumerate(model) if isinstance(m, nn.Flatten | nn.AdaptiveAvgPool2d))
         features = model[:spatial].eval()
@@ -400,7 +400,7 @@ def test_side_after_is_the_side_of_the_output(name: str) -> None:
 
 @every_family
 def test_a_gradient_reaches_every_parameter(name: str) -> None:
-    model, size = make(name, size=small(name)), small(name)
+    model, size = make_network(name, size=smallest_size(name)), smallest_size(name)
     # A bias before batch norm has no effect: its gradient is zero except for rounding.
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | BatchNorm | _BatchNorm)]
     before_norm = {f"{n}.bias" for (n, _), (_, after) in pairwise(layers) if isinstance(after, BatchNorm | _BatchNorm)}
@@ -432,8 +432,8 @@ NARROW = {
 
 @pytest.mark.parametrize("name", dict.fromkeys(NARROW.get(name, name) for name in FAMILIES))
 def test_overfits_two_batches(name: str) -> None:
-    size = small(name)
-    model = make(name, size=size)
+    size = smallest_size(name)
+    model = make_network(name, size=size)
     scheme, rate = next((v for k, v in OVERFIT.items() if name.startswith(k)), ("pytorch", 1e-3))
     initialize(model, scheme)
     for module in model.modules():
@@ -463,8 +463,8 @@ def test_overfits_two_batches(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in FAMILIES if n not in ("densenet121", "efficientnet-lite0", "resnet50")])
 def test_compiles_as_one_graph(name: str) -> None:
     """Forward and backward are traced without a graph break, and the graph computes the same."""
-    size = small(name)
-    model = make(name, size=size).eval()
+    size = smallest_size(name)
+    model = make_network(name, size=size).eval()
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
     x, y = torch.randn(2, 1, size, size), torch.arange(2)
@@ -475,14 +475,14 @@ def test_compiles_as_one_graph(name: str) -> None:
     for (path, p), q in zip(model.named_parameters(), compiled.parameters(), strict=True):
         assert q.grad is not None
         assert p.grad is not None
-        assert relative(q.grad, p.grad) < 1e-3 or p.grad.norm() < 1e-5, path
+        assert relative_error(q.grad, p.grad) < 1e-3 or p.grad.norm() < 1e-5, path
 
 
 @most_families
-def test_bf16(name: str) -> None:
+def test_logits_in_bfloat16_are_close_to_float32(name: str) -> None:
     """With mixed precision, logits are close to those in float32 and gradients are finite."""
-    size = small(name)
-    model = make(name, size=size)
+    size = smallest_size(name)
+    model = make_network(name, size=size)
     x, y = torch.randn(4, 1, size, size), torch.arange(4)
     model(x)  # moves the running statistics
     model.eval()
@@ -490,17 +490,17 @@ def test_bf16(name: str) -> None:
         found = model(x)
         F.cross_entropy(found, y).backward()
     expected = model(x)
-    assert relative(found.float(), expected) < 0.1
+    assert relative_error(found.float(), expected) < 0.1
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_nin_as_printed_has_no_negative_logit_and_ours_has() -> None:
+def test_nin_as_printed_has_no_negative_logit_and_nin_linear_has() -> None:
     x = torch.randn(8, 1, 67, 67)
-    assert (make("nin", size=67).eval()(x) >= 0).all()
-    assert (make("nin-linear", size=67).eval()(x) < 0).any()
+    assert (make_network("nin", size=67).eval()(x) >= 0).all()
+    assert (make_network("nin-linear", size=67).eval()(x) < 0).any()
 
 
-def test_any_conv_arch() -> None:
+def test_vgg_takes_any_conv_arch() -> None:
     net = vgg(((1, 8), (3, 12)), num_classes=3, in_channels=2, image_size=20)
     assert net(torch.randn(2, 2, 20, 20)).shape == (2, 3)
     assert [m.out_channels for m in net.modules() if isinstance(m, nn.Conv2d)] == [8, 12, 12, 12]
@@ -509,7 +509,7 @@ def test_any_conv_arch() -> None:
 # LeNet by hand
 
 
-def by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+def lenet_by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """Compute LeNet by the paper's arithmetic: unfold and matrix products, without layers of torch (eval mode)."""
 
     def conv(x: Tensor, w: Tensor, b: Tensor, padding: int) -> Tensor:
@@ -545,16 +545,16 @@ def by_hand(name: str, weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["lenet", "lenet-bn"])
-def test_lenet_equals_its_arithmetic(name: str) -> None:
-    model = make(name).double()
+def test_lenet_matches_its_arithmetic(name: str) -> None:
+    model = make_network(name).double()
     model(torch.randn(64, 1, 28, 28, dtype=torch.float64))  # moves the running statistics from 0 and 1
     model.eval()
     x = torch.randn(3, 1, 28, 28, dtype=torch.float64)
-    torch.testing.assert_close(model(x), by_hand(name, model.state_dict(), x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(model(x), lenet_by_hand(name, model.state_dict(), x), rtol=1e-10, atol=1e-12)
 
 
-def test_xavier_uniform_touches_weights_only() -> None:
-    model = make("lenet-bn")
+def test_xavier_uniform_changes_only_weights() -> None:
+    model = make_network("lenet-bn")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     initialize(model, "xavier-uniform")
     for name, module in model.named_modules():
@@ -569,11 +569,11 @@ def test_xavier_uniform_touches_weights_only() -> None:
             assert torch.equal(module.weight, torch.ones_like(module.weight))
 
 
-def test_unknown_model_names_its_neighbours() -> None:
+def test_an_unknown_model_suggests_similar_names() -> None:
     with pytest.raises(CnnlabError, match="did you mean lenet"):
-        make("lenett")
+        make_network("lenett")
     with pytest.raises(CnnlabError, match="unknown library 'tim'; did you mean timm"):
-        make("tim:resnet18")
+        make_network("tim:resnet18")
 
 
 @every_family
@@ -586,9 +586,9 @@ def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
             seen.add(func.overloadpacket.__name__)
             return func(*args, **(kwargs or {}))
 
-    size = small(name)
+    size = smallest_size(name)
     with torch.device("meta"):
-        model, x = make(name, size=size), torch.zeros(4, 1, size, size)
+        model, x = make_network(name, size=size), torch.zeros(4, 1, size, size)
         with Watch():
             model(x).sum().backward()
     assert "convolution_backward" in seen
@@ -601,13 +601,13 @@ def test_every_operation_is_deterministic_on_a_gpu(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("name", ["lenet-bn-scratch", "nin-small", "airbench96"])
-def test_trains_compiled_by_the_default_compiler(name: str) -> None:
+def test_compiled_training_gives_the_same_losses(name: str) -> None:
     """Three steps, compiled to machine code, give the same losses as uncompiled ones."""
-    size = small(name)
+    size = smallest_size(name)
     x, y = torch.rand(8, 1, size, size), torch.arange(8)
     losses: list[list[float]] = []
     for compiled in (False, True):
-        model = make(name, size=size)
+        model = make_network(name, size=size)
         torch._dynamo.reset()
         forward = torch.compile(model) if compiled else model
         # With larger updates, a rounding error of the first step grows to 1% of the third step's loss on some CPUs.

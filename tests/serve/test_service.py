@@ -75,7 +75,7 @@ class Held:
         return self.model.probabilities(pixels)
 
 
-def test_one_image(client: Client) -> None:
+def test_one_image_is_classified(client: Client) -> None:
     status, found, headers = client.ask("/predict?top=2", GREEN, Content_Type="image/png")
     assert status == 200
     assert headers["x-content-type-options"] == "nosniff"
@@ -110,7 +110,7 @@ def test_many_images_each_with_its_own_error(client: Client) -> None:
         'form-data; name="image"\r\nContent-Type: image/png',
     ],
 )
-def test_names_of_files(client: Client, head: str) -> None:
+def test_file_names_are_read_from_the_form(client: Client, head: str) -> None:
     body = b"preamble\r\n--b \r\nContent-Disposition: " + head.encode() + b"\r\n\r\n" + RED + b"\r\n--b--\r\nepilogue"
     status, found, _ = client.ask("/predict", body, Content_Type='multipart/form-data; charset=utf-8; boundary="b"')
     assert status == 200, found
@@ -166,7 +166,7 @@ BAD: list[tuple[str, str, bytes | None, dict[str, str], int]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status"), BAD)
-def test_bad_requests_get_one_line_and_the_service_lives_on(
+def test_bad_requests_get_one_line_and_the_service_keeps_running(
     client: Client, method: str, path: str, body: bytes | None, headers: dict[str, str], status: int
 ) -> None:
     found, answer, _ = client.ask(path, body, method, **headers)
@@ -199,14 +199,14 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: %b\r\n"
         (HEAD + b"Expect: 100-continue\r\nContent-Length: 30000\r\n\r\n", 413),  # without a 100
     ],
 )
-def test_hostile_connections_are_answered_and_end(client: Client, request_: bytes, status: int) -> None:
+def test_hostile_connections_are_answered_and_closed(client: Client, request_: bytes, status: int) -> None:
     found = client.raw(request_.replace(b"%b", b"127.0.0.1:%d" % client.port))
     assert found.startswith(b"HTTP/1.1 %d " % status), found[:200]
     assert json.loads(found.partition(b"\r\n\r\n")[2]).keys() == {"error"}
     assert client.ask("/health")[0] == 200
 
 
-def test_a_stalled_service_still_says_that_it_took_too_long(model: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stalled_service_still_reports_a_timeout(model: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_SLACK", 0.1)
     with serving(model, replace(SMALL, seconds=0.1)) as (client, server), ThreadPoolExecutor(1) as pool:
         head = HEAD.replace(b"%b", b"127.0.0.1:%d" % client.port)
@@ -217,7 +217,7 @@ def test_a_stalled_service_still_says_that_it_took_too_long(model: Exported, mon
         assert answer.result(20).startswith(b"HTTP/1.1 408 ")
 
 
-def test_silent_connections_are_closed_and_few_are_taken(client: Client) -> None:
+def test_silent_connections_are_closed_and_limited(client: Client) -> None:
     silent = [socket.create_connection(("127.0.0.1", client.port), timeout=10) for _ in range(SMALL.connections)]
     status, answer, headers = client.ask("/health")
     assert (status, headers["retry-after"]) == (503, "1")
@@ -268,7 +268,7 @@ def test_a_connection_serves_several_requests(client: Client) -> None:
     assert client.raw(image, shut=True).endswith(b'"none_of_these": false}]}')
 
 
-def test_images_that_come_together_are_classified_together(model: Exported) -> None:
+def test_images_that_arrive_together_are_classified_together(model: Exported) -> None:
     colours = [(i * 5, 250 - i * 5, i * 37 % 251) for i in range(40)]
     alone = [model.probabilities(np.full((1, 3, SIDE, SIDE), 0, np.uint8) + np.array(c, np.uint8)[:, None, None])[0]
              for c in colours]  # fmt: skip
@@ -309,7 +309,7 @@ def test_a_full_queue_refuses_and_a_slow_network_times_out(model: Exported) -> N
         assert held.sizes == [1, 1]  # the first and the last; images that nobody waits for are skipped
 
 
-def test_a_network_that_fails_is_answered(model: Exported) -> None:
+def test_a_failing_network_gives_status_500(model: Exported) -> None:
     held = Held(model)
     held.probabilities = lambda pixels: 1 / 0  # type: ignore[method-assign,assignment,return-value]
     with serving(held) as (client, _):
@@ -334,7 +334,7 @@ def test_an_image_that_gives_nan_fails_alone(model: Exported) -> None:
     assert sizes == [2]
 
 
-def test_token_and_hosts(model: Exported, client: Client) -> None:
+def test_requests_need_an_allowed_host_and_the_token(model: Exported, client: Client) -> None:
     assert client.ask("/predict", RED, Host="evil.example")[0] == 403
     assert client.ask("/predict", RED, Origin="http://evil.example")[0] == 403
     assert client.ask("/predict", RED, Sec_Fetch_Site="cross-site")[0] == 403
@@ -377,7 +377,7 @@ def test_the_host_of_port_80_has_no_port(model: Exported) -> None:
     assert [status(host) for host in (b"evil.example", b"localhost:8000")] == [403] * 2
 
 
-def test_description_is_true(service: tuple[Client, Server]) -> None:
+def test_the_openapi_description_matches_the_service(service: tuple[Client, Server]) -> None:
     client, server = service
     described = client.ask("/openapi.json")[1]
     assert described["openapi"].startswith("3.1")
@@ -386,7 +386,7 @@ def test_description_is_true(service: tuple[Client, Server]) -> None:
     names = [way["operationId"] for ways in described["paths"].values() for way in ways.values()]
     assert len(set(names)) == len(names)
 
-    def fits(path: str, answer: tuple[int, Any, Any], method: str = "get") -> None:
+    def check_schema(path: str, answer: tuple[int, Any, Any], method: str = "get") -> None:
         response = described["paths"][path][method]["responses"][str(answer[0])]
         ((kind, content),) = response["content"].items()
         assert answer[2]["content-type"].startswith(kind)
@@ -395,16 +395,16 @@ def test_description_is_true(service: tuple[Client, Server]) -> None:
         jsonschema.validate(answer[1], schema)
 
     for path in ("/health", "/ready", "/metrics", "/openapi.json", "/"):
-        fits(path, client.ask(path))
-        fits(path, client.ask(path, Host="evil.example"))
+        check_schema(path, client.ask(path))
+        check_schema(path, client.ask(path, Host="evil.example"))
     body, headers = form(("a", RED), ("b", b"junk"))
-    fits("/predict", client.ask("/predict", body, **headers), "post")
+    check_schema("/predict", client.ask("/predict", body, **headers), "post")
     for method, path, body_, sent, status in BAD:
         if method == "POST" and path.startswith("/predict") and status != 405:
-            fits("/predict", client.ask(path, body_, method, **sent), "post")
+            check_schema("/predict", client.ask(path, body_, method, **sent), "post")
 
 
-def test_metrics(model: Exported) -> None:
+def test_metrics_count_requests_and_images(model: Exported) -> None:
     with serving(model) as (client, _):
         body, headers = form(("a", RED), ("b", b"junk"))
         assert client.ask("/predict", body, **headers)[0] == 200
@@ -420,7 +420,7 @@ def test_metrics(model: Exported) -> None:
         assert f"# TYPE {family}" in text
 
 
-def test_answers_equal_predict(shapes: Path, tmp_path: Path, cnnlab_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_match_predict(shapes: Path, tmp_path: Path, cnnlab_: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also for JPEG, CMYK, 16-bit, rotated, transparent and palette images, alone and together."""
     from cnnlab.serve import model
 

@@ -14,7 +14,7 @@ from cnnlab.sweep.definition import read_sweep
 from cnnlab.sweep.worker import Machine
 
 
-def pretend(file: Path, log: Path, seconds: float) -> None:
+def run_fake_trials(file: Path, log: Path, seconds: float) -> None:
     """Work on the sweep with fake trainings of `seconds` each. Write the start and end of each into `log`."""
 
     def note(what: str, trial: int) -> None:

@@ -42,7 +42,9 @@ SETTINGS_TABLE = '[settings]\nepochs = 2\nlimit = 60\nmemory_format = "contiguou
 SEARCH = "[search]\nlearning_rate = { low = 0.01, high = 1.0, log = true }\nnesterov = { choices = [true, false] }\n"
 
 
-def write(folder: Path, top: str = "trials = 2\n", body: str = SETTINGS_TABLE + SEARCH, name: str = "s.toml") -> Path:
+def write_sweep(
+    folder: Path, top: str = "trials = 2\n", body: str = SETTINGS_TABLE + SEARCH, name: str = "s.toml"
+) -> Path:
     path = folder / name
     path.write_text(f"{top}{body}")
     return path
@@ -103,7 +105,7 @@ def write(folder: Path, top: str = "trials = 2\n", body: str = SETTINGS_TABLE + 
         ("seeds = 3\n[settings]\nseed = 2147483647\n" + SEARCH, "seed"),
     ],
 )
-def test_a_file_that_is_wrong_is_refused_with_one_line(tmp_path: Path, text: str, names: str) -> None:
+def test_an_invalid_file_is_refused_in_one_line(tmp_path: Path, text: str, names: str) -> None:
     path = tmp_path / "wrong.toml"
     path.write_text(text)
     with pytest.raises(CnnlabError) as error:
@@ -155,14 +157,14 @@ def test_every_accepted_space_yields_valid_recipes(tmp_path: Path, table: dict[s
     except CnnlabError:
         assume(False)
     for _ in range(8):
-        params = {key: rng.choice([value(space, rng), *space.extremes]) for key, space in sweep.search.items()}
+        params = {key: rng.choice([draw_value(space, rng), *space.extremes]) for key, space in sweep.search.items()}
         recipe = sweep.recipe_of(params)[0]
         assert Recipe.from_dict(recipe.to_dict()) == recipe
         assert recipe.eval_split == "validation"
         assert {key: getattr(recipe, key) for key in params} == params
 
 
-def value(space: Range | Choices, rng: random.Random) -> Any:
+def draw_value(space: Range | Choices, rng: random.Random) -> Any:
     """Return a value that the sampler might draw."""
     if isinstance(space, Choices):
         return rng.choice(space.values)
@@ -218,13 +220,13 @@ def forked() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def test_forty_trials_by_two_workers_of_which_one_is_killed(
+def test_two_workers_finish_forty_trials_though_one_is_killed(
     tmp_path: Path, storage: str, forked: multiprocessing.context.ForkServerContext
 ) -> None:
-    file = write(tmp_path, f'trials = 40\nstorage = "{storage}"\n')
+    file = write_sweep(tmp_path, f'trials = 40\nstorage = "{storage}"\n')
     log = tmp_path / "log"
     log.touch()
-    first, second = (forked.Process(target=standin.pretend, args=(file, log, 0.04)) for _ in range(2))
+    first, second = (forked.Process(target=standin.run_fake_trials, args=(file, log, 0.04)) for _ in range(2))
     first.start()
     second.start()
     while len(log.read_text().splitlines()) < 40 and first.is_alive():
@@ -249,10 +251,10 @@ def test_forty_trials_by_two_workers_of_which_one_is_killed(
     assert not list(tmp_path.glob("s.journal.*.lock"))
 
 
-def test_a_trial_of_a_killed_worker_goes_on_to_the_same_bits(
+def test_a_trial_of_a_killed_worker_is_resumed_to_the_same_bits(
     tmp_path: Path, forked: multiprocessing.context.ForkServerContext
 ) -> None:
-    file = write(tmp_path, "trials = 1\n")
+    file = write_sweep(tmp_path, "trials = 1\n")
     process = forked.Process(target=standin.die_after_an_epoch, args=(file, tmp_path / "runs"))
     process.start()
     process.join()
@@ -275,20 +277,24 @@ def test_a_trial_of_a_killed_worker_goes_on_to_the_same_bits(
 
 
 def test_another_definition_is_refused_only_once_a_trial_has_finished(tmp_path: Path) -> None:
-    work(read_sweep(write(tmp_path, 'data = "digits"\ntrials = 1\n')), Machine(tmp_path / "runs"))
+    work(read_sweep(write_sweep(tmp_path, 'data = "digits"\ntrials = 1\n')), Machine(tmp_path / "runs"))
     changed = SEARCH.replace("1.0", "0.5")
     with pytest.raises(CnnlabError, match="search"):
-        work(read_sweep(write(tmp_path, "trials = 1\n", SETTINGS_TABLE + changed)), Machine(tmp_path / "runs"))
-    missing = write(tmp_path, f'data = "folder:{tmp_path}/none"\n', "[settings]\nepochs = 1\n" + SEARCH, "missing.toml")
+        work(read_sweep(write_sweep(tmp_path, "trials = 1\n", SETTINGS_TABLE + changed)), Machine(tmp_path / "runs"))
+    missing = write_sweep(
+        tmp_path, f'data = "folder:{tmp_path}/none"\n', "[settings]\nepochs = 1\n" + SEARCH, "missing.toml"
+    )
     with pytest.raises(CnnlabError, match="none"):
         work(read_sweep(missing), Machine(tmp_path / "runs"))
-    write(tmp_path, "trials = 1\n", name="missing.toml")  # now correct
+    write_sweep(tmp_path, "trials = 1\n", name="missing.toml")  # now correct
     work(read_sweep(missing), Machine(tmp_path / "runs"))
     assert sweep_result(read_sweep(missing)).done
 
 
-def test_settings_fail_their_trial_and_a_machine_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path, "trials = 1\n", SETTINGS_TABLE + "[search]\nshift = { low = 40, high = 50 }\n")
+def test_bad_settings_fail_their_trial_and_machine_errors_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_sweep(tmp_path, "trials = 1\n", SETTINGS_TABLE + "[search]\nshift = { low = 40, high = 50 }\n")
     for machine in (Machine(tmp_path / "runs", "nonsense"), Machine(tmp_path / "runs", progress="nonsense")):
         with pytest.raises(CnnlabError, match="nonsense"):
             work(read_sweep(file), machine)
@@ -305,17 +311,17 @@ def test_settings_fail_their_trial_and_a_machine_does_not(tmp_path: Path, monkey
             raise CnnlabError("the loss is NaN") from None
 
     monkeypatch.setattr(worker, "train_run", diverges)
-    file = write(tmp_path, "trials = 1\n", name="other.toml")
+    file = write_sweep(tmp_path, "trials = 1\n", name="other.toml")
     work(read_sweep(file), Machine(tmp_path / "runs"))
     assert [trial.failed for trial in sweep_result(read_sweep(file)).trials] == ["the loss is NaN"]
 
 
-def test_workers_are_processes_of_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_run_the_same_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
     program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    sweep, log = read_sweep(write(tmp_path)), list[str]()
+    sweep, log = read_sweep(write_sweep(tmp_path)), list[str]()
     work_together(sweep, Machine(tmp_path / "runs", threads=2), 3, log.append)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3
@@ -344,15 +350,15 @@ def test_a_worker_that_cannot_be_started_ends_the_others(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.setattr(subprocess, "Popen", one)
     with pytest.raises(CnnlabError, match="--workers"):
-        work_together(read_sweep(write(tmp_path)), Machine(), 2)
+        work_together(read_sweep(write_sweep(tmp_path)), Machine(), 2)
     assert started[0].returncode is not None
 
 
 @pytest.mark.parametrize(("name", "text"), [("s.html", "<p>mine</p>"), ("s.best.json", '{"mine": 1}')])
-def test_files_beside_the_sweep_that_are_others_are_not_replaced(
+def test_unrelated_files_beside_the_sweep_are_not_replaced(
     tmp_path: Path, cnnlab: Command, name: str, text: str
 ) -> None:
-    file = write(tmp_path)
+    file = write_sweep(tmp_path)
     (tmp_path / name).write_text(text)
     assert name in one_line_error(cnnlab("sweep", file, "--runs-dir", tmp_path / "runs"))
     assert (tmp_path / name).read_text() == text
@@ -360,14 +366,14 @@ def test_files_beside_the_sweep_that_are_others_are_not_replaced(
 
 
 def test_show_starts_no_worker(tmp_path: Path, cnnlab: Command) -> None:
-    file = write(tmp_path)
+    file = write_sweep(tmp_path)
     answer = cnnlab("sweep", file, "--show", "--workers", 2, "--runs-dir", tmp_path / "runs")
     assert answer.returncode == 0, answer.stderr
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "s.journal").exists()
 
 
-def test_a_torn_line_of_a_journal_is_cut(tmp_path: Path) -> None:
+def test_a_torn_line_of_a_journal_is_removed(tmp_path: Path) -> None:
     file = tmp_path / "x.journal"
     for content, left in ((b"", b""), (b"a\nb\n", b"a\nb\n"), (b"a\nb", b"a\n"), (b"a", b"")):
         file.write_bytes(content)
@@ -386,11 +392,11 @@ def searched(
     folder = tmp_path_factory.mktemp("searched")
     body = SETTINGS_TABLE.replace("epochs = 2", "epochs = 1")
     body += "[search]\nlearning_rate = { low = 0.1, high = 1.0 }\nshift = { choices = [0, 40] }\n"  # 40 of 28 pixels
-    file = write(folder, "trials = 3\nseeds = 2\nsampler_seed = 1\n", body)
+    file = write_sweep(folder, "trials = 3\nseeds = 2\nsampler_seed = 1\n", body)
     return folder, cnnlab("sweep", file, "--runs-dir", folder / "runs", "--threads", 1, "--json", cwd=folder)
 
 
-def test_the_command_prints_and_writes_what_was_found(
+def test_the_command_prints_and_writes_its_results(
     searched: tuple[Path, subprocess.CompletedProcess[str]], cnnlab: Command
 ) -> None:
     folder, answer = searched
@@ -448,22 +454,22 @@ def test_the_page_draws_without_requests_in_both_languages(
         assert tab.errors == []
 
 
-def test_a_wrong_file_and_an_unreachable_database_end_with_one_line(
+def test_a_wrong_file_and_an_unreachable_database_are_one_line(
     tmp_path: Path, cnnlab: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert "s.toml" in one_line_error(cnnlab("sweep", tmp_path / "s.toml"))
-    file = write(tmp_path, 'storage = "postgresql://me:secret@127.0.0.1:1/x"\n')
+    file = write_sweep(tmp_path, 'storage = "postgresql://me:secret@127.0.0.1:1/x"\n')
     error = one_line_error(cnnlab("sweep", file))
     assert "127.0.0.1" in error
     assert "secret" not in error
-    file = write(tmp_path)
+    file = write_sweep(tmp_path)
     (tmp_path / "s.journal").write_text("no journal\n")
     assert "s.journal" in one_line_error(cnnlab("sweep", file))
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "cnnlab[sweep]" in one_line_error(cnnlab("sweep", file))
 
 
-def test_a_recipe_file_that_is_wrong_is_named(tmp_path: Path, cnnlab: Command) -> None:
+def test_an_invalid_recipe_file_is_named(tmp_path: Path, cnnlab: Command) -> None:
     file = tmp_path / "r.json"
     for text in ("{", "[]", '{"epochs": 3}', '{"epocs": 3}'):
         file.write_text(text)

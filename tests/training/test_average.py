@@ -116,7 +116,7 @@ def test_lookahead_matches_a_plain_loop(decay: float, every: int, steps: int) ->
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_averaged_weights_are_exchanged_back_after_an_error(layout: torch.memory_format) -> None:
+def test_averaged_weights_are_swapped_back_after_an_error(layout: torch.memory_format) -> None:
     model = network().to(memory_format=layout)
     recipe = Recipe(average="ema", average_decay=0.9)
     optimizer, average = make_optimizer(model, recipe), Average(model, recipe)
@@ -140,7 +140,7 @@ def test_averaged_weights_are_exchanged_back_after_an_error(layout: torch.memory
 # In a training
 
 
-def small(shapes: Path, **changes: object) -> Recipe:
+def small_recipe(shapes: Path, **changes: object) -> Recipe:
     recipe = Recipe(
         name="small",
         model="resnet18-small",
@@ -157,9 +157,9 @@ def small(shapes: Path, **changes: object) -> Recipe:
     return replace(recipe, **changes)  # type: ignore[arg-type]
 
 
-def test_saved_weights_are_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saved_weights_equal_the_average(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last and best weights equal the average of the weights of all steps, computed afterwards."""
-    recipe = small(shapes, average="ema", average_decay=0.8, epochs=3, start_size=0)
+    recipe = small_recipe(shapes, average="ema", average_decay=0.8, epochs=3, start_size=0)
     real_step, real_average = training.train_step, starting_point.Average
     seen: list[dict[str, Tensor]] = []
 
@@ -189,7 +189,7 @@ def test_saved_weights_are_the_average(shapes: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_checkpoint_without_averages_is_an_error(shapes: Path, cnnlab: Command) -> None:
-    run = open_run(interrupted(small(shapes), 3))
+    run = open_run(interrupted(small_recipe(shapes), 3))
     change_recipe(run, replace(run.recipe, average="ema"))
     assert "checkpoint.safetensors holds no averaged weights" in one_line_error(cnnlab("train", "--resume", "runs/run"))
 
@@ -224,12 +224,12 @@ def test_images_grow_during_a_run(shapes: Path, monkeypatch: pytest.MonkeyPatch)
         return real(model, optimizer, x, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(training, "train_step", record_size)
-    result = train(small(shapes, epochs=4), threads=1)
+    result = train(small_recipe(shapes, epochs=4), threads=1)
     assert seen == [12] * 2 + [16] * 2 + [18] * 2 + [20] * 2
     assert math.isfinite(result.summary["loss"])
 
 
-def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_full_batches_of_the_final_size_are_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     class Compiled(nn.Module):
@@ -242,12 +242,14 @@ def test_one_shape_is_compiled(shapes: Path, monkeypatch: pytest.MonkeyPatch) ->
             return self.model(x)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(training, "prepare_model", lambda model, *how: Compiled(model))
-    train(small(shapes, batch_size=12), threads=1)  # 32 images: two batches of 12 and one of 8, sizes 12, 16 and 20
+    train(
+        small_recipe(shapes, batch_size=12), threads=1
+    )  # 32 images: two batches of 12 and one of 8, sizes 12, 16 and 20
     assert seen == [(12, 3, 20, 20)] * 2
 
 
 @pytest.mark.parametrize("model", ["lenet", "lenet-bn", "vgg11-small"])
-def test_start_size_with_a_network_of_one_size_is_an_error(model: str, shapes: Path, cnnlab: Command) -> None:
+def test_start_size_with_a_network_of_fixed_size_is_an_error(model: str, shapes: Path, cnnlab: Command) -> None:
     settings = ("--set", "start_size=32", "--set", "image_size=64")
     line = one_line_error(cnnlab("train", model, "--data", f"folder:{shapes}", *settings, "--name", "x"))
     assert f"start_size=32: {model}, built for 64 pixels, does not accept images of 32" in line
@@ -257,6 +259,6 @@ def test_start_size_with_a_network_of_one_size_is_an_error(model: str, shapes: P
 
 def test_start_size_above_the_image_size_is_an_error(shapes: Path) -> None:
     with pytest.raises(CnnlabError, match="start_size=40 is larger than the images' 20"):
-        train(small(shapes, start_size=40))
+        train(small_recipe(shapes, start_size=40))
     with pytest.raises(CnnlabError, match="start_size=40 is larger than image_size=28"):
-        small(shapes, start_size=40, image_size=28)
+        small_recipe(shapes, start_size=40, image_size=28)

@@ -24,7 +24,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return train(recipe, runs_dir=tmp_path_factory.mktemp("runs"), name="run", progress="none", threads=1)
 
 
-def draw(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def draw_logits(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return calibrated logits (N, K) times `scale`, and labels drawn from the softmax of the calibrated logits."""
     generator = torch.Generator().manual_seed(seed)
     z = 2 * torch.randn(n, k, generator=generator)
@@ -32,8 +32,8 @@ def draw(n: int, k: int, seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_calibration_error_is_that_of_a_slow_reference(seed: int) -> None:
-    z, labels = draw(200, 4, seed, scale=2.0)
+def test_the_calibration_error_matches_a_slow_reference(seed: int) -> None:
+    z, labels = draw_logits(200, 4, seed, scale=2.0)
     confidence, correct = z.softmax(1).amax(1), z.argmax(1) == labels
     confidence[0] = 1.0
     expected = 0.0
@@ -47,8 +47,8 @@ def test_the_calibration_error_is_that_of_a_slow_reference(seed: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 3.0])
-def test_the_temperature_is_the_one_that_logits_were_scaled_by(result: Result, scale: float) -> None:
-    z, labels = draw(20_000, 5, 0, scale)
+def test_the_temperature_recovers_the_scale_of_the_logits(result: Result, scale: float) -> None:
+    z, labels = draw_logits(20_000, 5, 0, scale)
     found = calibrate(result.run, z, labels)
     assert found.temperature == pytest.approx(scale, rel=0.03)
     assert found.ece < 0.02
@@ -60,7 +60,7 @@ def test_the_temperature_is_the_one_that_logits_were_scaled_by(result: Result, s
 @pytest.mark.parametrize("seed", range(8))
 def test_a_temperature_never_worsens_the_likelihood_nor_reorders_the_classes(result: Result, seed: int) -> None:
     scale = [0.001, 0.1, 1.0, 30.0][seed % 4]
-    z, labels = draw(int(2 ** (seed + 1)), 3 + seed, seed, scale)
+    z, labels = draw_logits(int(2 ** (seed + 1)), 3 + seed, seed, scale)
     if seed % 2:
         labels = z.argmax(1)  # all correct: infinite confidence would fit best
     if seed > 5:
@@ -114,7 +114,7 @@ def test_a_run_predicts_and_is_evaluated_with_its_temperature(result: Result, cn
     assert evaluate_run(run, split="validation", weights="last").temperature == 1
 
 
-def test_damaged_weights_leave_a_run_finished_and_not_calibrated(
+def test_a_run_with_damaged_weights_is_finished_without_calibration(
     result: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "copy"

@@ -23,23 +23,23 @@ from cnnlab.training.optim import make_optimizer
 CPU = torch.device("cpu")
 
 
-def make(seed: int = 0, name: str = "lenet-bn") -> nn.Module:
+def make_network(seed: int = 0, name: str = "lenet-bn") -> nn.Module:
     torch.manual_seed(seed)
     return build_model(name, num_classes=10, in_channels=1, image_size=28)
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 def test_weights_and_buffers_are_restored_exactly(tmp_path: Path) -> None:
-    model = make()
+    model = make_network()
     model(torch.randn(16, 1, 28, 28))  # changes the running statistics
     save_weights(tmp_path / "w.safetensors", model)
-    other = make(1)
-    assert not same(model, other)
+    other = make_network(1)
+    assert not same_weights(model, other)
     load_weights(tmp_path / "w.safetensors", other)
-    assert same(model, other)
+    assert same_weights(model, other)
     # a plain safetensors file, which other tools can read
     assert safetensors.torch.load_file(tmp_path / "w.safetensors").keys() == model.state_dict().keys()
 
@@ -50,18 +50,18 @@ def test_channels_last_and_shared_weights_can_be_saved(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", model)
     other = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
     load_weights(tmp_path / "w.safetensors", other)
-    assert same(model, other)
+    assert same_weights(model, other)
 
 
 def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
-    save_weights(tmp_path / "w.safetensors", make(name="lenet"))
+    save_weights(tmp_path / "w.safetensors", make_network(name="lenet"))
     with pytest.raises(CnnlabError, match=r"w\.safetensors holds the weights of another network"):
-        load_weights(tmp_path / "w.safetensors", make())
+        load_weights(tmp_path / "w.safetensors", make_network())
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CnnlabError, match=r"w\.safetensors does not exist"):
-        load_weights(tmp_path / "w.safetensors", make())
+        load_weights(tmp_path / "w.safetensors", make_network())
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -69,7 +69,7 @@ def test_missing_file_is_an_error(tmp_path: Path) -> None:
 def test_any_truncation_or_flipped_bit_is_detected(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "w.safetensors"
     if not path.exists():
-        save_weights(path, make(name="lenet"))
+        save_weights(path, make_network(name="lenet"))
         (tmp_path / "good").write_bytes(path.read_bytes())
     content = bytearray((tmp_path / "good").read_bytes())
     if data.draw(st.booleans()):
@@ -79,13 +79,13 @@ def test_any_truncation_or_flipped_bit_is_detected(tmp_path: Path, data: st.Data
         end = data.draw(st.sampled_from([1200, len(content)]))
         content[data.draw(st.integers(0, end - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    before = make(3, "lenet")
-    model = make(3, "lenet")
+    before = make_network(3, "lenet")
+    model = make_network(3, "lenet")
     with pytest.raises(CnnlabError) as caught:
         load_weights(path, model)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert same(model, before)
+    assert same_weights(model, before)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -111,22 +111,22 @@ def test_restored_checkpoint_continues_to_the_same_bits(
             updater.step()
         return draws
 
-    model = make().to(memory_format=layout)
+    model = make_network().to(memory_format=layout)
     updater = make_optimizer(model, recipe)
     steps(model, updater, 3)
     save_checkpoint(tmp_path / "c.safetensors", model, updater, CPU, {"rows": [1, 2], "best": 0.1})
     draws = steps(model, updater, 3)
 
-    again = make(5).to(memory_format=layout)
+    again = make_network(5).to(memory_format=layout)
     updater = make_optimizer(again, recipe)
     progress = load_checkpoint(tmp_path / "c.safetensors", again, updater, CPU)
     assert progress == {"rows": [1, 2], "best": 0.1}
     assert steps(again, updater, 3) == draws
-    assert same(model, again)
+    assert same_weights(model, again)
 
 
-def test_weights_are_not_a_checkpoint(tmp_path: Path) -> None:
-    model = make()
+def test_a_weights_file_is_not_a_checkpoint(tmp_path: Path) -> None:
+    model = make_network()
     save_weights(tmp_path / "w.safetensors", model)
     with pytest.raises(CnnlabError, match=r"w\.safetensors"):
         load_checkpoint(tmp_path / "w.safetensors", model, make_optimizer(model, Recipe()), CPU)
@@ -134,10 +134,10 @@ def test_weights_are_not_a_checkpoint(tmp_path: Path) -> None:
 
 def test_failed_save_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "w.safetensors"
-    save_weights(path, make())
+    save_weights(path, make_network())
     before = path.read_bytes()
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left"):
-        save_weights(path, make(1))
+        save_weights(path, make_network(1))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.safetensors"]

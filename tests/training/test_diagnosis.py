@@ -32,7 +32,7 @@ def history(n: int = 10, seed: int = 0, **last: list[float]) -> list[dict[str, A
     return rows
 
 
-def found(
+def findings_of(
     rows: list[dict[str, Any]], dead: float = 0.05, counts: list[int] = COUNTS, recalls: dict[int, float] | None = None,
     recipe: Recipe | None = None, **changes: Any,
 ) -> list[Finding]:  # fmt: skip
@@ -47,17 +47,17 @@ def found(
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_healthy_training_has_no_finding(seed: int) -> None:
-    assert found(history(5 + seed, seed)) == []
-    assert found(history(5 + seed, seed), counts=[500] * 9 + [20], recalls={9: 0.9}) == []
+    assert findings_of(history(5 + seed, seed)) == []
+    assert findings_of(history(5 + seed, seed), counts=[500] * 9 + [20], recalls={9: 0.9}) == []
 
 
 @pytest.mark.parametrize("loss", [[0.0, 0.0, 1e-4], [0.0, 1e-7, 0.004], [0.3, 0.0, 1e-3]])
-def test_a_loss_of_zero_is_no_fault(loss: list[float]) -> None:
-    assert [f.name for f in found(history(loss=loss))] == []
+def test_a_loss_of_zero_is_not_a_fault(loss: list[float]) -> None:
+    assert [f.name for f in findings_of(history(loss=loss))] == []
 
 
 def test_a_jump_from_a_loss_of_zero_is_found() -> None:
-    (finding,) = found(history(loss=[0.5, 0.0, 2.0, 0.1]))
+    (finding,) = findings_of(history(loss=[0.5, 0.0, 2.0, 0.1]))
     assert finding.name == "learning rate"
     assert math.isfinite(finding.figure)
 
@@ -80,7 +80,7 @@ def test_a_jump_from_a_loss_of_zero_is_found() -> None:
 def test_each_fault_is_found_with_its_figure(
     name: str, figure: float, rows: list[dict[str, Any]], more: dict[str, Any]
 ) -> None:
-    (finding,) = found(rows, **more)
+    (finding,) = findings_of(rows, **more)
     assert finding.name == name
     assert finding.figure == pytest.approx(figure, abs=0.02)
     assert finding.text
@@ -89,17 +89,17 @@ def test_each_fault_is_found_with_its_figure(
 
 def test_findings_allow_for_chance_and_for_what_the_recipe_does() -> None:
     small = [5] * 4  # two validation images: an accuracy of 0.5 says little
-    assert found(history(train_acc=[0.9], val_acc=[0.5] * 10), counts=small) == []
+    assert findings_of(history(train_acc=[0.9], val_acc=[0.5] * 10), counts=small) == []
     low = history(loss=[1.3, *[1.1] * 9], train_acc=[0.6] * 9, val_acc=[0.6] * 9)
-    assert found(low, recipe=Recipe(epochs=10, mixup=0.4)) == []
+    assert findings_of(low, recipe=Recipe(epochs=10, mixup=0.4)) == []
     frozen = history(10, loss=[1.0] * 4 + [1.8, 1.0, 0.6, 0.4, 0.3, 0.3])  # all layers train from epoch 5 on
-    assert found(frozen)
-    assert found(frozen, recipe=Recipe(epochs=10, freeze_epochs=4)) == []
+    assert findings_of(frozen)
+    assert findings_of(frozen, recipe=Recipe(epochs=10, freeze_epochs=4)) == []
     improving = history(4, train_acc=[0.7, 0.8, 0.85, 0.93], val_acc=[0.7, 0.75, 0.8, 0.9])
-    assert found(improving, stopped=True) == []
+    assert findings_of(improving, stopped=True) == []
 
 
-def test_dead_units_are_those_that_no_image_activates() -> None:
+def test_dead_units_are_units_that_no_image_activates() -> None:
     relu = nn.ReLU()  # used twice
     model = nn.Sequential(nn.Conv2d(1, 4, 3), relu, nn.Flatten(), nn.Linear(4 * 36, 6), relu, nn.Linear(6, 2))
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_dead_units_are_those_that_no_image_activates() -> None:
         assert fraction() == 0
 
 
-def test_a_training_says_what_it_found(quick: Recipe) -> None:
+def test_a_training_reports_its_findings(quick: Recipe) -> None:
     result = train(quick.changed(learning_rate=0.0001, optimizer="sgd"), name="run", progress="none", threads=1)
     findings = result.summary["findings"]
     assert findings

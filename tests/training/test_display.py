@@ -23,7 +23,7 @@ from cnnlab.io.errors import CnnlabError
 from cnnlab.training import display
 
 
-def test_no_output_if_none_is_wanted(quick: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_none_prints_nothing(quick: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
     train(quick, progress="none")
     assert capfd.readouterr() == ("", "")
 
@@ -44,7 +44,7 @@ def test_bar_shows_epoch_loss_accuracy_speed_and_time_left(quick: Recipe, monkey
     assert re.search(r"\d:\d\d left", output)
 
 
-def test_in_a_terminal_of_80_columns(tmp_path: Path) -> None:
+def test_the_bar_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     """The real command in a pseudo-terminal draws the bar, and each of its lines fits."""
     control, terminal = pty.openpty()
     command = [str(Path(sys.executable).parent / "cnnlab"), "train", "--set", "epochs=3", "--set", "limit=256"]
@@ -111,6 +111,6 @@ def test_short_epochs_do_not_redraw_the_curve(
     assert frames == drawn
 
 
-def test_unknown_display() -> None:
+def test_an_unknown_display_suggests_a_known_one() -> None:
     with pytest.raises(CnnlabError, match="did you mean lines"):
         display.make_display("line")

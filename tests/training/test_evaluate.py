@@ -125,7 +125,7 @@ def test_changed_folder_is_an_error(shapes: Path) -> None:
         evaluate_run(run.path, data="folder:empty")
 
 
-def test_run_without_a_validation_split(quick: Recipe) -> None:
+def test_a_run_without_a_validation_split_uses_its_last_weights(quick: Recipe) -> None:
     run = train(quick.changed(eval_split="test", val_fraction=0.0)).run
     assert open_run(run.path).weights().name == "last.safetensors"
     with pytest.raises(CnnlabError, match="held no images out"):

@@ -65,7 +65,7 @@ KINDS = {
 COMMAND = ["train", "--threads", "1", *(word for s in SMALL for word in ("--set", s))]
 
 
-def small(*settings: str) -> Recipe:
+def small_recipe(*settings: str) -> Recipe:
     return RECIPES["digits"].with_settings([*SMALL, *settings])
 
 
@@ -84,7 +84,7 @@ def strike_at(
     return saboteur
 
 
-def options(run: Path, *arguments: object) -> list[object]:
+def start_or_resume_options(run: Path, *arguments: object) -> list[object]:
     """Return the options that resume `run` if it exists, and start it otherwise."""
     return ["--threads", 1, "--resume", run] if run.exists() else [*COMMAND[1:], "--name", run.name, *arguments]
 
@@ -140,7 +140,7 @@ def test_signal_stops_cleanly_and_the_run_resumes(
 
 
 @pytest.mark.slow
-def test_lock_excludes_other_processes_and_ends_with_its_own(forks: Any, tmp_path: Path, tally: Tally) -> None:
+def test_lock_excludes_other_processes_and_ends_with_its_process(forks: Any, tmp_path: Path, tally: Tally) -> None:
     lab = Lab(forks, tmp_path, ["epochs=500", "limit=320"], random.Random(0))
     process = lab.start_and_wait_for_an_epoch()
     with pytest.raises(CnnlabError, match=rf"runs/run is being trained by another process \(process {process.pid} on "):
@@ -248,11 +248,11 @@ def test_second_ctrl_c_waits_for_the_write() -> None:
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `small()`, stopped at update 13 of 20, with saves after every epoch and every second update."""
+    """A run of `small_recipe()`, stopped at update 13 of 20, with saves after every epoch and every second update."""
     folder = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        return folder / interrupted(small(), 13)
+        return folder / interrupted(small_recipe(), 13)
 
 
 @pytest.fixture
@@ -261,7 +261,7 @@ def stopped_copy(stopped: Path) -> Path:
     return Path(shutil.copytree(stopped, "runs/run"))
 
 
-def _rows(progress: dict[str, Any], **changes: Any) -> None:
+def _change_first_row(progress: dict[str, Any], **changes: Any) -> None:
     progress["rows"] = [{**progress["rows"][0], **changes}]
 
 
@@ -276,11 +276,11 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
         lambda p: p["position"].update(images=10**9),
         lambda p: p["rows"][0].pop("val_loss"),
         lambda p: p["rows"][0].pop("compute_seconds"),
-        lambda p: _rows(p, val_loss=[1.0]),
-        lambda p: _rows(p, learning_rate="much"),
-        lambda p: _rows(p, train_seconds=1e-100),
-        lambda p: _rows(p, images=0),
-        lambda p: _rows(p, epoch=5),
+        lambda p: _change_first_row(p, val_loss=[1.0]),
+        lambda p: _change_first_row(p, learning_rate="much"),
+        lambda p: _change_first_row(p, train_seconds=1e-100),
+        lambda p: _change_first_row(p, images=0),
+        lambda p: _change_first_row(p, epoch=5),
         lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(1000)]),
         lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(4)], position=None, best=None),
         lambda p: p.update(rows=[{**p["rows"][0], "epoch": n + 1} for n in range(4)]),
@@ -290,10 +290,10 @@ def _rows(progress: dict[str, Any], **changes: Any) -> None:
 def test_impossible_values_in_a_checkpoint_are_errors(change: Callable[[dict[str, Any]], Any], stopped: Path) -> None:
     path = stopped / "checkpoint.safetensors"
     progress = checkpoint._read(path)[1]["progress"]
-    assert Progress.from_dict(progress, small(), 320, path).position is not None
+    assert Progress.from_dict(progress, small_recipe(), 320, path).position is not None
     change(progress)
     with pytest.raises(CnnlabError, match=r"checkpoint.safetensors is damaged: .*; train again"):
-        Progress.from_dict(progress, small(), 320, path)
+        Progress.from_dict(progress, small_recipe(), 320, path)
 
 
 def test_folder_in_place_of_a_checkpoint_is_an_error(stopped_copy: Path) -> None:
@@ -332,7 +332,7 @@ def test_batches_resume_at_their_position(changes: dict[str, Any], resident: boo
         next(batches, None)
 
 
-def test_save_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saves_are_due_by_steps_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("cnnlab.training.checkpointer.time.monotonic", lambda: now)
     due = SaveSchedule(Recipe(save_seconds=60, save_steps=7))
@@ -354,7 +354,7 @@ def test_save_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not never(1)
 
 
-def test_saving_by_the_clock(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_by_the_clock_does_not_change_the_weights(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(quick, name="whole").run.path
     positions, real = [], checkpoint.save_checkpoint
 
@@ -396,16 +396,16 @@ def test_file_is_flushed_before_it_is_renamed(monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
-    """A finished run of `small()`, and how many write operations it took."""
+    """A finished run of `small_recipe()`, and how many write operations it took."""
     with pytest.MonkeyPatch.context() as patch:
         counted = strike_at(patch, 0, None)
-        path = train(small(), name="whole", threads=1, runs_dir=tmp_path_factory.mktemp("finished")).run.path
+        path = train(small_recipe(), name="whole", threads=1, runs_dir=tmp_path_factory.mktemp("finished")).run.path
     return path, counted.count
 
 
 @pytest.fixture
 def whole(finished: tuple[Path, int]) -> Path:
-    """A finished run of `small()`."""
+    """A finished run of `small_recipe()`."""
     return finished[0]
 
 
@@ -431,7 +431,7 @@ def test_failing_disk_keeps_what_was_saved(
         assert os.strerror(error_number) in line
         assert "runs/run" in line
         assert Path("runs/run").exists() == ("--resume" in line)
-        answer = cnnlab("train", *options(Path("runs/run")))
+        answer = cnnlab("train", *start_or_resume_options(Path("runs/run")))
         assert answer.returncode == 0, (turn, answer.stderr)
         assert_same_run(Path("runs/run"), whole)
         shutil.rmtree("runs/run")
@@ -439,7 +439,7 @@ def test_failing_disk_keeps_what_was_saved(
 
 
 @pytest.mark.slow
-def test_file_size_limit_is_a_full_disk(
+def test_file_size_limit_acts_like_a_full_disk(
     forks: Any, whole: Path, tmp_path: Path, request: pytest.FixtureRequest, tally: Tally
 ) -> None:
     lab = Lab(forks, tmp_path, SMALL, random.Random(0))
@@ -451,7 +451,7 @@ def test_file_size_limit_is_a_full_disk(
         assert code == 2, output
         assert output.splitlines()[-1].startswith("error: ")
         assert output.count("error: ") == 1
-        code, output = lab.call(["train", *map(str, options(path))])
+        code, output = lab.call(["train", *map(str, start_or_resume_options(path))])
         assert code == 0, output
         assert_same_run(path, whole)
         tally("no file may grow beyond a limit", "one line, then the same weights, to the bit")
@@ -473,7 +473,7 @@ def mount(path: Path, *options: str) -> bool:
 
 
 @pytest.mark.slow
-def test_small_disk_that_is_full(
+def test_full_small_disk_loses_nothing(
     whole: Path, disk: Path, cnnlab: Command, request: pytest.FixtureRequest, tally: Tally
 ) -> None:
     needed = sum(f.stat().st_size for f in whole.rglob("*") if f.is_file()) // 1024
@@ -483,7 +483,7 @@ def test_small_disk_that_is_full(
         line = one_line_error(cnnlab(*COMMAND, "--runs-dir", disk, "--name", "run"))
         assert "No space left on device" in line
         assert mount(disk, "-o", "remount,size=10m")
-        answer = cnnlab("train", *options(disk / "run", "--runs-dir", disk))
+        answer = cnnlab("train", *start_or_resume_options(disk / "run", "--runs-dir", disk))
         assert answer.returncode == 0, answer.stderr
         assert_same_run(disk / "run", whole)
         shutil.rmtree(disk / "run")
@@ -491,7 +491,9 @@ def test_small_disk_that_is_full(
 
 
 @pytest.mark.slow
-def test_read_only_folder(stopped: Path, whole: Path, disk: Path, cnnlab: Command, tally: Tally) -> None:
+def test_read_only_folder_refuses_training_and_allows_reading(
+    stopped: Path, whole: Path, disk: Path, cnnlab: Command, tally: Tally
+) -> None:
     assert mount(disk, "-o", "remount,size=10m")
     path = Path(shutil.copytree(stopped, disk / "run"))
     assert mount(disk, "-o", "remount,ro")
@@ -565,7 +567,7 @@ def test_damaged_file_of_a_finished_run_never_changes_an_answer(
     unrecorded = json.dumps([{**listed, "test_acc": None}])  # if its line is truncated
     rng = random.Random(1)
     for name in FINISHED:
-        file = a_file(Path("runs/run") / name)
+        file = file_in(Path("runs/run") / name)
         content = file.read_bytes()
         for kind, damaged in damages(content, rng, flips):
             file.write_bytes(damaged)
@@ -585,7 +587,7 @@ UNFINISHED = ["recipe.json", "run.json", "environment.json", "metrics.jsonl", "b
               "checkpoint.safetensors", "checkpoint.before.safetensors", "tensorboard"]  # fmt: skip
 
 
-def a_file(path: Path) -> Path:
+def file_in(path: Path) -> Path:
     """Return `path` or, for a folder, a file in it."""
     return next(path.iterdir()) if path.is_dir() else path
 
@@ -598,11 +600,11 @@ def test_damaged_file_of_an_unfinished_run_never_changes_the_weights(
     """Resuming ends with the same weights or names the damaged file."""
     rng = random.Random(2)
     for name in UNFINISHED:
-        content = a_file(stopped / name).read_bytes()
+        content = file_in(stopped / name).read_bytes()
         for kind, damaged in damages(content, rng, flips):
             shutil.rmtree("runs/run", ignore_errors=True)
             shutil.copytree(stopped, "runs/run")
-            a_file(Path("runs/run") / name).write_bytes(damaged)
+            file_in(Path("runs/run") / name).write_bytes(damaged)
             answer = cnnlab("train", "--resume", "runs/run", "--threads", 1)
             if answer.returncode:
                 assert name in one_line_error(answer)
@@ -739,7 +741,7 @@ def test_clock_set_back_changes_nothing(
 # NaN and Inf
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
+def poison_images(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = float("nan")) -> list[int]:
     """Multiply the images of these updates (from 1; default: all) by `value`. Return the list of calls."""
     real, real_guarded = training.train_step, GuardedStep.__call__
     calls: list[int] = []
@@ -761,9 +763,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, *numbers: int, value: float = floa
 
 def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command, tally: Tally) -> None:
     with monkeypatch.context() as patch:
-        calls = poisoned(patch, 14)
+        calls = poison_images(patch, 14)
         with pytest.raises(CnnlabError) as caught:
-            train(small(), name="run", threads=1)
+            train(small_recipe(), name="run", threads=1)
     assert len(calls) == 14
     line = str(caught.value)
     assert line.startswith("the loss became nan at step 14 of 20 (epoch 3 of 4) at a learning rate of 0.0")
@@ -773,7 +775,7 @@ def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command
     assert all(torch.isfinite(w).all() for name, w in saved.items() if w.is_floating_point())
     tally("a loss of nan", "stops at that step; the last good checkpoint is kept")
     with monkeypatch.context() as patch:
-        poisoned(patch, 2)  # the same step, counted from the checkpoint
+        poison_images(patch, 2)  # the same step, counted from the checkpoint
         answer = cnnlab("train", "--resume", "runs/run", "--threads", 1, "--on-nan", "skip")
     assert answer.returncode == 0, answer.stderr
     assert "note: 1 update was skipped" in answer.stdout
@@ -792,22 +794,24 @@ def test_invalid_on_nan_is_an_error(stopped: Path, cnnlab: Command) -> None:
 
 
 def test_on_nan_skip_changes_nothing_without_nan() -> None:
-    paths = [train(small("epochs=1", f"on_nan={word}"), name=word, threads=1).run.path for word in ("stop", "skip")]
+    paths = [
+        train(small_recipe("epochs=1", f"on_nan={word}"), name=word, threads=1).run.path for word in ("stop", "skip")
+    ]
     assert (paths[0] / "last.safetensors").read_bytes() == (paths[1] / "last.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_twenty_skipped_updates_in_a_row_stop(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = poisoned(monkeypatch, value=value)
+    calls = poison_images(monkeypatch, value=value)
     with pytest.raises(CnnlabError, match=r"NaN or Inf 20 times in a row at step 20 of 40 .*Try --set"):
-        train(small("on_nan=skip", "epochs=2", "batch_size=16"), name="run", threads=1)
+        train(small_recipe("on_nan=skip", "epochs=2", "batch_size=16"), name="run", threads=1)
     assert len(calls) == 20
 
 
 def test_epoch_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    poisoned(monkeypatch)
+    poison_images(monkeypatch)
     with pytest.raises(CnnlabError, match="NaN or Inf throughout the epoch at step 5 of 20"):
-        train(small("on_nan=skip"), name="run", threads=1)
+        train(small_recipe("on_nan=skip"), name="run", threads=1)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -908,11 +912,11 @@ def test_batch_too_large_for_the_cpu_is_an_error_not_a_crash(monkeypatch: pytest
     torch.zeros(2**29, dtype=torch.uint8)
     # Several GiB, more than earlier tests can have left cached in the process.
     build = partial(build_model, "lenet-bn", num_classes=10, in_channels=1, image_size=96)
-    work = Workload(small("batch_size=1280"), build, (1, 96, 96), 10, torch.device("cpu"), 1280, 1)
+    work = Workload(small_recipe("batch_size=1280"), build, (1, 96, 96), 10, torch.device("cpu"), 1280, 1)
     assert autotune.find_batch_size(work) in (40, 80, 160, 320, 640)
 
 
-def test_no_batch_fits(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
+def test_if_no_batch_fits_the_error_names_a_remedy(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     def full(*args: Any) -> tuple[Tensor, Tensor]:
         raise MemoryError
 

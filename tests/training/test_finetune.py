@@ -67,7 +67,9 @@ def weights(path: Path) -> dict[str, Tensor]:
         ("torchvision:squeezenet1_1", None, "features.0.weight", ["classifier.1"]),
     ],
 )
-def test_stages_and_head_of_networks(name: str, count: int | None, first: str | None, head: list[str] | None) -> None:
+def test_stages_and_head_of_networks_are_found(
+    name: str, count: int | None, first: str | None, head: list[str] | None
+) -> None:
     if name.startswith("timm:"):
         pytest.importorskip("timm")
     with torch.device("meta"):
@@ -108,7 +110,7 @@ def test_rates_fall_by_stage_and_are_set_by_group() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "cosine", "step", "constant", "trapezoid"])
-def test_both_phases_are_trainings_of_their_own(schedule: str) -> None:
+def test_each_phase_has_a_complete_schedule(schedule: str) -> None:
     both = Recipe(epochs=10, freeze_epochs=4, schedule=schedule, decay_every=2, start_size=8, image_size=16)
     for epochs, start in ((4, 0), (6, 40)):
         alone = Recipe(epochs=epochs, schedule=schedule, decay_every=2)
@@ -139,7 +141,9 @@ def test_frozen_layers_keep_every_bit_until_they_are_unfrozen(recipe: Recipe) ->
     assert not torch.equal(updated["0.1.running_mean"], start["0.1.running_mean"])
 
 
-def test_cached_features_give_what_the_whole_network_gives(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_features_give_the_same_results_as_the_whole_network(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached = train(recipe, model=Small, name="cached", threads=1)
     real = FrozenBody.__init__
     monkeypatch.setattr(FrozenBody, "__init__", lambda self, *args: real(self, *args, cache=False))
@@ -151,7 +155,9 @@ def test_cached_features_give_what_the_whole_network_gives(recipe: Recipe, monke
         torch.testing.assert_close(tensor, weights(whole.run.path)[name], rtol=1e-4, atol=1e-5)
 
 
-def test_features_are_computed_once_where_the_head_is_the_end(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_computed_once_if_nothing_follows_the_head(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = []
     for network in (Small, ReluAfterHead):
         calls = 0
@@ -169,7 +175,7 @@ def test_features_are_computed_once_where_the_head_is_the_end(recipe: Recipe, mo
     assert passes[1] > 8 * 128
 
 
-def test_augmentation_of_the_callers_own_starts_with_the_other_layers(recipe: Recipe) -> None:
+def test_the_callers_augmentation_starts_when_all_layers_are_trained(recipe: Recipe) -> None:
     shapes = []
     train(recipe, model=Small, threads=1, augment=lambda images: shapes.append(tuple(images.shape)) or images)
     assert shapes == [(2, 1, 8, 8), *[(16, 1, 8, 8)] * 4]  # one trial, then the last of three epochs
@@ -178,7 +184,7 @@ def test_augmentation_of_the_callers_own_starts_with_the_other_layers(recipe: Re
 
 
 @pytest.mark.parametrize("turn", [3, 6, 10])  # within both frozen epochs of four steps, and after them
-def test_resumed_to_the_same_bits(turn: int, recipe: Recipe) -> None:
+def test_an_interrupted_fine_tuning_resumes_to_the_same_bits(turn: int, recipe: Recipe) -> None:
     recipe = recipe.changed(average="ema")
     whole = train(recipe, model=Small, name="whole", threads=1).run.path
     path = interrupted(recipe, turn, model=Small)
@@ -195,7 +201,7 @@ def test_other_optimizers_resume_exactly(optimizer: str, recipe: Recipe) -> None
     assert_same_run(path, whole)
 
 
-def test_momentum_of_the_body_starts_at_0_where_groups_have_one_rate(recipe: Recipe) -> None:
+def test_sgd_with_momentum_trains_if_all_groups_have_one_rate(recipe: Recipe) -> None:
     result = train(recipe.changed(optimizer="sgd", momentum=0.9, layer_decay=1.0), model=Small, threads=1)
     assert len(result.history) == 3
 
@@ -239,12 +245,14 @@ def test_batch_norm_is_frozen_in_any_network() -> None:
     assert {type(m).__name__ for m in model.modules() if not m.training} == {"BatchNorm"}
 
 
-def test_a_network_of_ones_own_without_batch_norm_is_refused(recipe: Recipe) -> None:
+def test_a_user_network_without_batch_norm_is_refused(recipe: Recipe) -> None:
     with pytest.raises(CnnlabError, match="freeze_batch_norm=false"):
         train(recipe, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), progress="none")
 
 
-def test_no_time_is_foretold_from_frozen_epochs(recipe: Recipe, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_remaining_time_is_not_estimated_from_frozen_epochs(
+    recipe: Recipe, capfd: pytest.CaptureFixture[str]
+) -> None:
     lines = Lines()
     lines.start(recipe.changed(epochs=4), MagicMock(), [])
     figures = {"loss": 1.0, "train_acc": 0.5, "val_acc": 0.5, "images_per_second": 9.0}

@@ -44,11 +44,11 @@ CURVES = {
 }
 
 
-def curve(recipe: Recipe, **changes: Any) -> Run:
+def train_curve(recipe: Recipe, **changes: Any) -> Run:
     return train(replace(recipe, **changes), threads=1, device="cpu", progress="none").run
 
 
-def assert_on_it(run: Run, name: str, tolerance: float = EXACT) -> None:
+def assert_follows_curve(run: Run, name: str, tolerance: float = EXACT) -> None:
     golden = json.loads(FILE.read_text())[name]
     later = tolerance if name == "sgd" else max(tolerance, BATCH_NORM_DRIFT)
     assert [row["loss"] for row in run.metrics()] == pytest.approx(golden["loss"], rel=tolerance)
@@ -68,31 +68,31 @@ def plain_optimizer(model: nn.Module, recipe: Recipe, *precision: torch.dtype) -
 @pytest.mark.parametrize("name", CURVES)
 @pytest.mark.parametrize("layout", ["auto", "channels_last"])
 def test_optimizers_follow_the_golden_curve(name: str, layout: str) -> None:
-    assert_on_it(curve(CURVES[name], memory_format=layout), name)
+    assert_follows_curve(train_curve(CURVES[name], memory_format=layout), name)
 
 
 @pytest.mark.parametrize("name", CURVES)
 def test_plain_computation_follows_the_golden_curve(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "make_optimizer", plain_optimizer)
-    assert_on_it(curve(CURVES[name], memory_format="contiguous", compile="off"), name)
+    assert_follows_curve(train_curve(CURVES[name], memory_format="contiguous", compile="off"), name)
 
 
 def test_memory_management_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    usual = curve(SHORT)
+    usual = train_curve(SHORT)
     monkeypatch.setattr(determinism, "keep_freed_memory", nullcontext)
-    given_back = curve(SHORT)
+    given_back = train_curve(SHORT)
     # From here on the set stays on the host.
     monkeypatch.setattr(feeder, "fits_on_device", lambda images, device: False)
-    from_host = curve(SHORT)
-    assert_on_it(from_host, "sgd")
+    from_host = train_curve(SHORT)
+    assert_follows_curve(from_host, "sgd")
     for run in (given_back, from_host):
         assert (run.path / "last.safetensors").read_bytes() == (usual.path / "last.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("name", BFLOAT16)
 def test_bfloat16_stays_near_the_golden_curve(name: str) -> None:
-    run = curve(CURVES[name], precision="bfloat16")
-    assert_on_it(run, name, BFLOAT16[name])
+    run = train_curve(CURVES[name], precision="bfloat16")
+    assert_follows_curve(run, name, BFLOAT16[name])
     assert run.metrics()[-1]["loss"] != json.loads(FILE.read_text())[name]["loss"][-1]
 
 
@@ -138,16 +138,16 @@ def test_outputs_of_torchs_own_cuda_graphs_are_copied() -> None:
 def test_compiled_run_follows_the_golden_curve_and_resumes_to_the_same_bits() -> None:
     if not has_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler on this system")
-    whole = curve(SHORT, compile="default")
+    whole = train_curve(SHORT, compile="default")
     assert json.loads((whole.path / "environment.json").read_text())["sessions"][0]["compile"] == "default"
-    assert_on_it(whole, "sgd")
+    assert_follows_curve(whole, "sgd")
     # The first save is before the first epoch.
     stopped = interrupted(whole.recipe, 3, "stopped", checkpoint, "save_checkpoint", device="cpu")
     path = resume(stopped, threads=1).run.path
     assert (whole.path / "last.safetensors").read_bytes() == (path / "last.safetensors").read_bytes()
 
 
-def write() -> None:
+def write_golden_file() -> None:
     training.make_optimizer = plain_optimizer  # type: ignore[attr-defined]
     found = {}
     for name, recipe in CURVES.items():
@@ -159,4 +159,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write_golden_file()

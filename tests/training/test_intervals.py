@@ -15,7 +15,7 @@ from cnnlab.training.scores import Scores
 @pytest.mark.parametrize(
     ("count", "n"), [(0, 1), (1, 1), (0, 5), (5, 5), (3, 10), (499, 511), (1, 10**6), (10**6, 10**6)]
 )
-def test_wilson_is_scipys(count: int, n: int) -> None:
+def test_wilson_matches_scipy(count: int, n: int) -> None:
     theirs = binomtest(count, n).proportion_ci(method="wilson")
     assert wilson(count, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
@@ -26,7 +26,7 @@ def test_wilson_is_scipys(count: int, n: int) -> None:
         lambda m: any(map(any, m))
     )
 )
-def test_every_interval_holds_its_figure_within_0_and_1(matrix: list[list[int]]) -> None:
+def test_every_interval_contains_its_figure_within_0_and_1(matrix: list[list[int]]) -> None:
     confusion = np.array(matrix)
     scores = Scores(confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist())
     found = [(getattr(scores, name), *interval) for name, interval in scores.intervals.items()]
@@ -52,7 +52,9 @@ def test_every_interval_holds_its_figure_within_0_and_1(matrix: list[list[int]])
         ([60, 20], [0.9, 0.7]),
     ],
 )
-def test_intervals_hold_the_true_figure_in_about_95_of_100_evaluations(support: list[int], recall: list[float]) -> None:
+def test_intervals_contain_the_true_figure_in_about_95_of_100_evaluations(
+    support: list[int], recall: list[float]
+) -> None:
     rng, k, n = np.random.default_rng(0), len(support), sum(support)
     errors = rng.random((k, k)) * (1 - np.eye(k))
     true = np.diag(recall) + errors / errors.sum(1, keepdims=True) * (1 - np.array(recall))[:, None]
@@ -73,6 +75,6 @@ def test_intervals_hold_the_true_figure_in_about_95_of_100_evaluations(support: 
 @pytest.mark.parametrize(
     "counts", [([3], [2], [3]), ([1, 0], [1, 1], [1, 0]), ([0], [0], [0]), ([-1], [1], [1]), ([1], [1, 2], [3])]
 )
-def test_counts_that_no_evaluation_gives_are_refused(counts: tuple[list[int], ...]) -> None:
+def test_impossible_counts_are_refused(counts: tuple[list[int], ...]) -> None:
     with pytest.raises(ValueError, match=r"."):
         Scores(*counts)

@@ -57,7 +57,7 @@ def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:
     assert len(resume("runs/run", threads=1).history) == 3  # type: ignore[union-attr]
 
 
-def test_result_has_the_trained_model(tiny: Recipe) -> None:
+def test_the_result_has_a_model_in_eval_mode_and_timings(tiny: Recipe) -> None:
     result = train(tiny, threads=1)
     assert not result.model.training
     assert result.model is result.model

@@ -27,7 +27,7 @@ MUON: dict[str, Any] = {"optimizer": "muon", "momentum": 0.6, "nesterov": False,
 
 
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "adamw", "nesterov": False}, MUON])
-def test_its_losses_are_those_of_the_trainings_steps(changes: dict[str, Any]) -> None:
+def test_losses_match_training_steps(changes: dict[str, Any]) -> None:
     recipe = QUICK.changed(**changes)
     found = lr_find(recipe, low=1e-4, high=0.5, steps=12, threads=1, progress="none")
     assert found.rates == pytest.approx([1e-4 * 5000 ** (i / 11) for i in range(12)])
@@ -63,7 +63,7 @@ def test_the_suggestion_is_a_third_of_where_the_smoothed_loss_is_lowest() -> Non
     assert "no suggestion" in str(flat)
 
 
-def test_it_ends_where_the_loss_diverges() -> None:
+def test_the_search_ends_where_the_loss_diverges() -> None:
     found = lr_find(QUICK, low=1e-3, high=1000, steps=60, threads=1, progress="none", normalize=False)
     assert len(found.rates) < 60
     assert "diverged" in found.why
@@ -82,7 +82,7 @@ def test_no_test_image_is_read_and_no_run_is_created(monkeypatch: pytest.MonkeyP
     assert list_runs() == []
 
 
-def test_the_command_saves_and_says_how_to_train(cnnlab: Command) -> None:
+def test_the_command_saves_its_result_and_prints_how_to_train(cnnlab: Command) -> None:
     given = (
         "lr-find",
         "--skip-bad",
@@ -118,7 +118,7 @@ def test_wrong_arguments_are_one_line_and_create_nothing(cnnlab: Command, argume
     assert not list(Path().glob("runs/*"))
 
 
-def test_the_new_settings_and_another_runs_weights_go_together() -> None:
+def test_new_settings_can_be_combined_with_another_runs_weights() -> None:
     settings: dict[str, Any] = {"rotation": 10, "vertical_flip": True, "clip_norm": 1.0, "epochs": 1}
     first = train(QUICK, name="first", progress="none", threads=1, **settings)
     second = train(init_from=first.run, name="second", progress="none", threads=1, limit=200, overfit=1, **settings)

@@ -190,7 +190,9 @@ def test_muon_keeps_the_norm_of_filters() -> None:
 
 
 @pytest.mark.parametrize(("kind", "products"), [("float32", None), ("bfloat16", torch.bfloat16), ("float16", None)])
-def test_precision_of_muons_products(kind: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_computes_products_in_the_chosen_precision(
+    kind: str, products: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[torch.dtype | None] = []
     recipe = Recipe(
         optimizer="muon", learning_rate=0.24, momentum=0.6, precision=kind, epochs=1, limit=64, image_size=28
@@ -218,7 +220,7 @@ def test_muon_with_learning_rate_zero_is_an_error() -> None:
         Recipe(optimizer="muon", learning_rate=0)
 
 
-def test_step_schedule_matches_torchs() -> None:
+def test_step_schedule_matches_torch() -> None:
     recipe = Recipe(schedule="step", learning_rate=0.5, decay=0.9, decay_every=4, epochs=20)
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.5)
     theirs = torch.optim.lr_scheduler.StepLR(dummy, step_size=4, gamma=0.9)
@@ -254,18 +256,18 @@ def test_learning_rates_rise_to_the_peak_and_fall(schedule: str, steps: int, up:
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
 
 
-def test_first_largest_and_last_learning_rate() -> None:
-    def ends(**changes: Any) -> tuple[float, float, float]:
+def test_schedules_have_the_expected_first_largest_and_last_rates() -> None:
+    def first_largest_and_last(**changes: Any) -> tuple[float, float, float]:
         rates = [learning_rate(Recipe(learning_rate=1, **changes), step, 100) for step in range(100)]
         return pytest.approx(rates[0]), pytest.approx(max(rates)), pytest.approx(rates[-1])
 
-    assert ends(schedule="constant") == (1, 1, 1)
-    assert ends(schedule="cosine") == (1, 1, 0.5 * (1 + math.cos(math.pi * 0.99)))
-    assert ends(schedule="one-cycle", warmup=0.25) == (0.04, 1, 0.01 / 0.75)
-    assert ends(schedule="trapezoid", warmup=0.1, cooldown=0.2) == (0.1, 1, 0.05)
-    assert ends(schedule="trapezoid", warmup=0, cooldown=0) == (1, 1, 1)
-    assert ends(schedule="trapezoid", warmup=0, cooldown=1) == (1, 1, 0.01)
-    assert ends(schedule="trapezoid", warmup=1, cooldown=0) == (0.01, 1, 1)
+    assert first_largest_and_last(schedule="constant") == (1, 1, 1)
+    assert first_largest_and_last(schedule="cosine") == (1, 1, 0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert first_largest_and_last(schedule="one-cycle", warmup=0.25) == (0.04, 1, 0.01 / 0.75)
+    assert first_largest_and_last(schedule="trapezoid", warmup=0.1, cooldown=0.2) == (0.1, 1, 0.05)
+    assert first_largest_and_last(schedule="trapezoid", warmup=0, cooldown=0) == (1, 1, 1)
+    assert first_largest_and_last(schedule="trapezoid", warmup=0, cooldown=1) == (1, 1, 0.01)
+    assert first_largest_and_last(schedule="trapezoid", warmup=1, cooldown=0) == (0.01, 1, 1)
     with pytest.raises(CnnlabError, match=r"warmup=0\.7 and cooldown=0\.4: together they must be at most 1"):
         Recipe(schedule="trapezoid", warmup=0.7, cooldown=0.4)
 
@@ -292,7 +294,7 @@ def test_whitening_layer_whitens(channels: int) -> None:
 @pytest.mark.parametrize(
     "step", [train_step, GuardedStep(skip_nonfinite=True), GuardedStep(torch.amp.GradScaler("cpu"))]
 )
-def test_gradients_are_clipped_as_by_torch(how: str, step: Any) -> None:
+def test_gradient_clipping_matches_torch(how: str, step: Any) -> None:
     recipe = Recipe(optimizer=how, learning_rate=0.1, momentum=0.0 if how == "adamw" else 0.9, clip_norm=0.05)
     nets = []
     for clipped in (True, False):
@@ -315,7 +317,7 @@ def test_gradients_are_clipped_as_by_torch(how: str, step: Any) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-def test_small_gradients_are_left_alone() -> None:
+def test_small_gradients_are_not_clipped() -> None:
     net = nn.Linear(5, 3)
     before = [p.detach().clone() for p in net.parameters()]
     optimizer = make_optimizer(net, Recipe(learning_rate=1.0, clip_norm=100.0))

@@ -18,7 +18,7 @@ RECIPE: Recipe = RECIPES["digits"].changed(
 )
 
 
-def test_a_network_learns_a_few_images_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_learns_a_few_images_and_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     real = splits.load_images
     monkeypatch.setattr(splits, "load_images", lambda name, split, how: read.append(split) or real(name, split, how))
@@ -47,14 +47,14 @@ def test_images_of_weight_0_are_left_out() -> None:
     assert found.train.images.min() >= 40
 
 
-def test_a_network_that_cannot_learn_is_told_with_remedies() -> None:
+def test_a_network_that_cannot_learn_is_reported_with_remedies() -> None:
     result = train(RECIPE, progress="none", threads=1, learning_rate=0.0, schedule="constant")
     assert result.summary["train_subset_acc"] < 0.5
     assert "overfit: no" in str(result)
     assert "lr-find" in str(result)
 
 
-def test_an_interrupted_one_is_resumed_to_the_same_bits() -> None:
+def test_an_interrupted_overfit_run_is_resumed_to_the_same_bits() -> None:
     recipe = RECIPE.changed(epochs=1, save_steps=60)
     whole = train(recipe, name="whole", threads=1, progress="none")
     stopped = interrupted(recipe, 70, progress="none")
@@ -62,7 +62,7 @@ def test_an_interrupted_one_is_resumed_to_the_same_bits() -> None:
     assert_same_run(whole.run.path, stopped)
 
 
-def test_more_batches_than_there_are_is_an_error(cnnlab: Command) -> None:
+def test_more_batches_than_available_is_an_error(cnnlab: Command) -> None:
     line = one_line_error(cnnlab("train", "--set", "overfit=3", "--set", "limit=100", "--set", "batch_size=64"))
     assert "overfit=3" in line
     assert "set overfit=2" in line

@@ -23,7 +23,7 @@ SETTINGS = ["epochs=2", "limit=320", "save_steps=2", "shift=2", "mixup=0.3"]
 OPTIONS = SourceOptions(data_dir=Path("data"))
 
 
-def test_killed_packing_continues(forks: Any, tmp_path: Path) -> None:
+def test_killed_packing_is_continued(forks: Any, tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for i in range(12):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
@@ -53,7 +53,7 @@ class PackedLab(Lab):
         return [*super().train(name), "--recipe", "digits", "--data", f"pack:{self.folder.parent}/digits"]
 
 
-def test_training_has_the_bits_of_a_resident_set_also_after_kills(forks: Any, tmp_path: Path) -> None:
+def test_training_on_a_packed_set_matches_a_resident_set_even_after_kills(forks: Any, tmp_path: Path) -> None:
     pack("digits", tmp_path / "digits", OPTIONS)
     usual = Lab(forks, tmp_path / "resident", SETTINGS, random.Random(0))
     resident = usual.uninterrupted()
@@ -67,7 +67,7 @@ def test_training_has_the_bits_of_a_resident_set_also_after_kills(forks: Any, tm
     assert figures(path)[:-1] == figures(resident)[:-1]  # the last row names the source
 
 
-def test_imagenet_recipe_on_a_set_of_its_shape(tmp_path: Path) -> None:
+def test_the_imagenet_recipe_trains_on_a_packed_set_of_1000_classes(tmp_path: Path) -> None:
     for i in range(2):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (30, 25 + i, 3), np.uint8)).save(f"{i}.jpg")
     for k in range(1000):

@@ -261,7 +261,7 @@ def test_plan_measured_by_another_process_meanwhile_is_used(clock: Callable[[Pac
     assert theirs[0].memory_format == FIRST
 
 
-def test_operations_are_counted_by_hand() -> None:
+def test_operations_match_a_count_by_hand() -> None:
     # conv 5x5x6 over 28x28, conv 5x5x16 of 6 over 10x10, 400x120, 120x84, 84x10
     # Two operations per multiply-add; a training step counts as three forward passes.
     by_hand = 25 * 6 * 28**2 + 25 * 6 * 16 * 10**2 + 400 * 120 + 120 * 84 + 84 * 10
@@ -305,7 +305,7 @@ def test_damaged_or_impossible_cache_is_measured_again(clock: Callable[[Pace], C
     assert json.loads(file.read_text())["plan"] == chosen.values  # the file is repaired
 
 
-def test_unwritable_cache_is_no_error(
+def test_unwritable_cache_is_not_an_error(
     clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -388,7 +388,7 @@ def test_failed_compilation_is_an_error(quick: Recipe, monkeypatch: pytest.Monke
 # Trainings with measured plans
 
 
-def states() -> list[object]:
+def random_states() -> list[object]:
     return [
         torch.get_rng_state().tolist(),
         random.getstate(),
@@ -400,10 +400,10 @@ def states() -> list[object]:
 def test_measuring_restores_random_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
     torch.manual_seed(3)
-    before = states()
+    before = random_states()
     chosen = plan(batch_size=16, threads=1)
     assert chosen.why.startswith("measured")
-    assert states() == before
+    assert random_states() == before
 
 
 def first_session(path: Path) -> dict[str, Any]:
@@ -420,13 +420,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def channels_last_first(measured: None, monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock for which channels_last is the faster memory format until `swap` is called."""
+    """A clock for which channels_last is the faster memory format until `swap_formats` is called."""
     clock = Clock(slow_unless(lambda c: c.memory_format == LAST))
     monkeypatch.setattr(autotune, "time_step", clock)
     return clock
 
 
-def swap(clock: Clock) -> None:
+def swap_formats(clock: Clock) -> None:
     """Make the other memory format faster and forget what was measured."""
     for file in Path(autotune.user_cache_dir("cnnlab")).rglob("*.json"):
         file.unlink()
@@ -451,7 +451,7 @@ def test_measured_plan_is_recorded_and_used_again(quick: Recipe) -> None:
 def test_resumed_run_is_not_measured_again(quick: Recipe, channels_last_first: Clock) -> None:
     whole = train(quick, name="whole", threads=1).run.path
     path = interrupted(quick, 6)
-    swap(channels_last_first)
+    swap_formats(channels_last_first)
     resume(path, threads=1)
     assert not channels_last_first.tried
     first, second = json.loads((path / "environment.json").read_text())["sessions"]
@@ -471,7 +471,7 @@ def test_seeds_not_yet_started_are_resumed_with_the_same_plan(quick: Recipe, cha
     with Interrupt(1).patched(training, "save_weights"), pytest.raises(TrainingInterrupted):
         train_seeds(quick, 2, name="stopped", threads=1)
     assert not Path("runs/stopped/seed-1").exists()
-    swap(channels_last_first)
+    swap_formats(channels_last_first)
     resume("runs/stopped", threads=1)
     for seed in ("seed-0", "seed-1"):
         assert first_session(Path("runs/stopped") / seed)["memory_format"] == "channels_last"

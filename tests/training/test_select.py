@@ -63,7 +63,7 @@ def test_patience_counts_from_the_best_epoch_or_from_where_a_run_continues() -> 
     assert not out_of_patience(found[:5], run)  # that was the last one anyway
 
 
-def test_a_training_stops_early_and_after_a_kill_too(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_stops_early_even_after_an_interruption(quick: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = quick.changed(**STILL)
     whole = train(recipe, name="whole", threads=1)
     assert (whole.summary["epochs"], whole.summary["stopped"], whole.summary["stopped_by"]) == (3, True, "patience")
@@ -84,7 +84,7 @@ def test_a_training_stops_early_and_after_a_kill_too(quick: Recipe, monkeypatch:
     assert more.summary["epochs"] == 5  # type: ignore[union-attr]
 
 
-def test_a_run_says_what_its_best_epoch_was_chosen_by(quick: Recipe, cnnlab: Command) -> None:
+def test_a_run_names_the_figure_that_chose_its_best_epoch(quick: Recipe, cnnlab: Command) -> None:
     result = train(quick.changed(select="balanced_accuracy"), name="run", threads=1)
     s, history = result.summary, result.history
     assert s["best_by"] == "val_balanced_acc"
@@ -108,7 +108,7 @@ def test_a_run_says_what_its_best_epoch_was_chosen_by(quick: Recipe, cnnlab: Com
 
 
 @pytest.mark.parametrize("setting", ["patience=3", *(f"select={name}" for name in SELECT if name != "accuracy")])
-def test_nothing_is_selected_by_the_test_set(setting: str, cnnlab: Command) -> None:
+def test_selecting_on_the_test_set_is_refused(setting: str, cnnlab: Command) -> None:
     for split in ("test", "train"):
         line = one_line_error(cnnlab("train", "--set", setting, "--set", f"eval_split={split}"))
         assert setting.partition("=")[0] in line

@@ -46,7 +46,7 @@ QUICK = {"epochs": 1, "limit": 64, "save_seconds": 0.0, "schedule": "constant"}
         ({"kind": "weights", "run": "a", "weights": "../../x"}, False),
     ],
 )
-def test_the_origin_of_a_run_is_complete(origin: dict[str, object], valid: bool) -> None:
+def test_the_record_of_a_runs_origin_must_be_complete(origin: dict[str, object], valid: bool) -> None:
     assert (validation_error({"from": origin}, {"from?": FROM}) == "") is valid
 
 
@@ -57,7 +57,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(model="lenet-bn", runs_dir=folder, name="short", progress="none", **QUICK).run
 
 
-def test_more_epochs_are_those_of_one_longer_training(short: Run) -> None:
+def test_more_epochs_match_one_longer_training(short: Run) -> None:
     whole = train(model="lenet-bn", runs_dir="runs", name="whole", progress="none", **{**QUICK, "epochs": 2})
     before = {p: p.read_bytes() for p in short.path.rglob("*") if p.is_file()}
     more = resume(short.path, runs_dir="runs", name="more", progress="none", epochs=2)
@@ -94,7 +94,7 @@ def test_the_command_trains_a_finished_run_for_more_epochs(short: Run, cnnlab: C
     assert rows[0]["epochs"] == 2
 
 
-def test_a_run_that_stopped_early_can_be_trained_on(tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_can_be_trained_further(tmp_path: Path) -> None:
     settings = {**QUICK, "epochs": 3}
     early = train(model="lenet-bn", name="early", progress="none", on_epoch=lambda row: False, **settings)
     assert early.summary["stopped"]
@@ -131,7 +131,7 @@ def test_init_from_copies_everything_for_the_same_classes(short: Run, capsys: py
     assert "new" not in said
 
 
-def test_init_from_says_what_was_copied_and_refuses_what_fits_nowhere(
+def test_init_from_reports_what_was_copied_and_refuses_unsuitable_weights(
     short: Run, cnnlab: Command, shapes: Path
 ) -> None:
     quick = ("--epochs", 1, "--set", "limit=32")
@@ -170,7 +170,7 @@ def cnnlab_run(name: str) -> Run:
     return cnnlab.open_run(name)
 
 
-def test_a_network_added_to_models_says_where_it_came_from(
+def test_a_network_added_to_models_names_its_file(
     cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "zoo.py").write_text(
@@ -204,7 +204,7 @@ def test_a_bad_file_is_one_line(cnnlab: Command, tmp_path: Path, content: str, n
         build_model(name)
 
 
-def test_an_interrupted_run_goes_on_where_its_images_are_now(shapes: Path, cnnlab: Command) -> None:
+def test_an_interrupted_run_resumes_with_moved_images(shapes: Path, cnnlab: Command) -> None:
     recipe = RECIPES["digits"].changed(data=f"folder:{shapes}", model="lenet", image_size=28, epochs=2, batch_size=8,
                                        save_seconds=0.0)  # fmt: skip
     whole = train(recipe, name="whole", threads=1, progress="none").run
@@ -233,7 +233,7 @@ def test_interrupted_seeds_all_start_from_the_same_weights(short: Run) -> None:
         assert (a.run.path / "last.safetensors").read_bytes() == (b.run.path / "last.safetensors").read_bytes()
 
 
-def test_weights_of_a_run_come_with_its_network_and_data(short: Run, cnnlab: Command, shapes: Path) -> None:
+def test_init_from_also_takes_the_runs_network_and_data(short: Run, cnnlab: Command, shapes: Path) -> None:
     first = train(RECIPES["digits"].changed(data=f"folder:{shapes}", model="lenet", image_size=28, epochs=1),
                   name="first", progress="none").run  # fmt: skip
     answer = cnnlab("train", "--init-from", first.path, "--epochs", 1, "--name", "second", "--lr", 0.01)
@@ -246,7 +246,7 @@ def test_weights_of_a_run_come_with_its_network_and_data(short: Run, cnnlab: Com
     assert not Path("runs/none").exists()
 
 
-def test_networks_that_a_file_would_not_build_alike_name_no_file() -> None:
+def test_networks_that_a_file_cannot_rebuild_name_no_file() -> None:
     class Net(nn.Linear):
         pass
 

@@ -109,7 +109,7 @@ def test_loop_matches_the_manuals_train_ch6() -> None:
 
 
 @pytest.mark.usefixtures("drawn_curves")
-def test_run_folder_and_printed_lines(quick: Recipe) -> None:
+def test_the_run_folder_and_the_printed_lines_are_complete(quick: Recipe) -> None:
     result = train(quick)
     path = result.run.path
     names = {p.name for p in path.iterdir()} | {".lock"}  # some systems keep the lock file, others remove it
@@ -177,12 +177,12 @@ def test_links_inside_a_reproduction_are_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", ["9999999999", "0000000000000000000001", "-1"])
-def test_the_number_in_a_lock_file_may_be_any(tmp_path: Path, number: str) -> None:
+def test_an_invalid_number_in_a_lock_file_is_ignored(tmp_path: Path, number: str) -> None:
     (tmp_path / ".lock").write_text(f"process {number} on {platform.node()}\n")
     assert lock_pid(tmp_path) is None
 
 
-def test_names_of_runs(tmp_path: Path) -> None:
+def test_names_of_runs_are_numbered_or_checked(tmp_path: Path) -> None:
     recipe = RECIPES["digits"]
     assert [folders.new_folder(tmp_path, None, recipe).name for _ in range(2)] == [
         "digits-lenet-bn-001",
@@ -252,7 +252,7 @@ def test_earlier_work_in_the_process_does_not_matter(quick: Recipe) -> None:
     assert_same_run(Path("runs/a"), Path("runs/b"))
 
 
-def test_several_seeds(quick: Recipe) -> None:
+def test_several_seeds_are_trained_and_summarized(quick: Recipe) -> None:
     result = train_seeds(quick, 3, name="three")
     assert [r.summary["seed"] for r in result.results] == [0, 1, 2]
     values = [r.summary["val_acc"] for r in result.results]
@@ -333,7 +333,7 @@ def test_new_folder_is_removed_if_nothing_was_written(quick: Recipe) -> None:
     assert not Path("runs/mine").exists()
 
 
-def test_a_run_interrupted_after_its_last_epoch_says_what_is_saved(
+def test_a_run_interrupted_after_its_last_epoch_reports_what_is_saved(
     quick: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:

@@ -16,7 +16,7 @@ from comparing import assert_same_run, figures
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from worlds import KILLED, together
+from worlds import KILLED, run_processes
 
 from cnnlab import Recipe, open_run, resume, train
 from cnnlab.data.augment import Augmentation
@@ -47,14 +47,14 @@ def image_set(count: int, channels: int = 1) -> ImageSet:
     return ImageSet(images, torch.arange(count) % 3, [str(i) for i in range(count)], ["a", "b", "c"], weights=weights)
 
 
-def loader(images: ImageSet, batch: int, world: World, augmentation: Augmentation = COPYING) -> Loader:
+def make_loader(images: ImageSet, batch: int, world: World, augmentation: Augmentation = COPYING) -> Loader:
     how = Preprocessing.of(images.images, image_size=0, fit="pad", normalize=True)
     return Loader(images, how, batch, CPU, augmentation=augmentation, world=world)
 
 
 @settings(max_examples=100, deadline=None)
 @given(batch=st.integers(2, 300), size=st.integers(1, 40))
-def test_parts_of_a_batch_are_disjoint_and_complete_or_everything(batch: int, size: int) -> None:
+def test_parts_of_a_batch_are_disjoint_and_complete_or_whole_copies(batch: int, size: int) -> None:
     worlds = [World(rank, size) for rank in range(size)]
     parts = [list(range(batch)[world.rows(batch)]) for world in worlds]
     copies = {world.copies(batch) for world in worlds}.pop()
@@ -71,11 +71,11 @@ def test_parts_of_a_batch_are_disjoint_and_complete_or_everything(batch: int, si
 @settings(max_examples=10, deadline=None)
 @given(count=st.integers(2, 40), batch=st.integers(2, 20), size=st.integers(2, 5), channels=st.sampled_from([1, 3]),
        epoch=st.integers(0, 3))  # fmt: skip
-def test_the_parts_of_all_processes_are_the_batches_of_one(
+def test_the_parts_of_all_processes_make_the_batches_of_one(
     augmentation: Augmentation, count: int, batch: int, size: int, channels: int, epoch: int
 ) -> None:
     def batches(world: World) -> list[tuple[Tensor, Tensor]]:
-        return list(loader(image_set(count, channels), batch, world, augmentation).shuffled(7, epoch))
+        return list(make_loader(image_set(count, channels), batch, world, augmentation).shuffled(7, epoch))
 
     parts = [batches(World(rank, size)) for rank in range(size)]
     for number, (x, y) in enumerate(batches(World())):
@@ -91,13 +91,13 @@ def test_the_parts_of_all_processes_are_the_batches_of_one(
 @given(count=st.integers(1, 60), batch=st.integers(1, 20), size=st.integers(1, 7))
 def test_an_evaluation_sees_each_image_once(count: int, batch: int, size: int) -> None:
     images = image_set(count)
-    whole = torch.cat([x for x, _ in loader(images, batch, World())])
-    parts = [list(loader(images, batch, World(rank, size)).for_rank(World(rank, size))) for rank in range(size)]
+    whole = torch.cat([x for x, _ in make_loader(images, batch, World())])
+    parts = [list(make_loader(images, batch, World(rank, size)).for_rank(World(rank, size))) for rank in range(size)]
     dealt = [parts[number % size][number // size][0] for number in range(sum(map(len, parts)))]
     assert torch.equal(torch.cat(dealt), whole)
 
 
-def trained(recipe: Recipe, name: str, stop_after: int = 0) -> dict[str, Any]:
+def train_or_resume(recipe: Recipe, name: str, stop_after: int = 0) -> dict[str, Any]:
     """Train, or resume. After epoch `stop_after` the first process gets SIGINT, which stops all. Return the summary."""
 
     def stop(row: dict[str, Any]) -> None:
@@ -138,26 +138,26 @@ def assert_close(name: str, other: str, tolerance: float = 2e-4) -> None:
 )  # fmt: skip
 def test_several_processes_end_with_the_weights_of_one(size: int, changes: dict[str, Any], forks: Any) -> None:
     recipe = SMALL.changed(**changes)
-    for answer in together(forks, size, trained, recipe, "several"):
+    for answer in run_processes(forks, size, train_or_resume, recipe, "several"):
         assert not isinstance(answer, BaseException), answer
     train(recipe, name="one", threads=1, progress="none")
     assert_close("several", "one")
 
 
-def test_a_training_goes_on_with_another_number_of_processes(forks: Any) -> None:
+def test_a_training_continues_with_another_number_of_processes(forks: Any) -> None:
     recipe = SMALL.changed(epochs=3, model="lenet-bn", sync_batch_norm=True)
-    stopped = together(forks, 2, trained, recipe, "run", 1)
+    stopped = run_processes(forks, 2, train_or_resume, recipe, "run", 1)
     assert all(isinstance(answer, KeyboardInterrupt | ReportedElsewhere) for answer in stopped), stopped
     assert len(open_run("runs/run").metrics()) == 1
-    assert isinstance(together(forks, 1, trained, recipe, "run", 2)[0], KeyboardInterrupt)
+    assert isinstance(run_processes(forks, 1, train_or_resume, recipe, "run", 2)[0], KeyboardInterrupt)
     assert len(open_run("runs/run").metrics()) == 2
-    finished = together(forks, 2, trained, recipe, "run")
+    finished = run_processes(forks, 2, train_or_resume, recipe, "run")
     assert finished[0] == finished[1] == open_run("runs/run").summary()
     train(recipe, name="one", threads=1, progress="none")
     assert_close("run", "one")
 
 
-def dying(recipe: Recipe, rank: int, step: int) -> Any:
+def train_and_die(recipe: Recipe, rank: int, step: int) -> Any:
     """Train; process `rank` dies at update `step`. With a rank that does not exist, none dies."""
     real, calls = loop.train_step, iter(range(10**6))
 
@@ -170,32 +170,32 @@ def dying(recipe: Recipe, rank: int, step: int) -> Any:
     return train(recipe, name="run", threads=1, progress="none").summary
 
 
-def test_after_a_process_dies_the_job_goes_on_to_the_same_bits(forks: Any) -> None:
+def test_a_job_continues_to_the_same_bits_after_a_process_dies(forks: Any) -> None:
     recipe = SMALL.changed(model="lenet-bn", save_steps=1, save_seconds=0, average="ema")  # batch norm per process
     for rank, step in ((0, 5), (1, 1)):  # torchrun repeats the command, which finds the run by its name
-        answers = together(forks, 2, dying, recipe, rank, step)
+        answers = run_processes(forks, 2, train_and_die, recipe, rank, step)
         assert answers[rank] == KILLED
         assert isinstance(answers[1 - rank], CnnlabError)
-    again = together(forks, 2, dying, recipe, 2, 0)
+    again = run_processes(forks, 2, train_and_die, recipe, 2, 0)
     assert again[0] == open_run("runs/run").summary(), again
     (Path("runs") / "run").rename("killed")
-    assert isinstance(together(forks, 2, dying, recipe, 2, 0)[1], dict)
+    assert isinstance(run_processes(forks, 2, train_and_die, recipe, 2, 0)[1], dict)
     assert_same_run(Path("killed"), Path("runs/run"))
 
 
-def evaluated(size: int) -> tuple[float, Tensor, Tensor | None]:
+def evaluate_in_world(size: int) -> tuple[float, Tensor, Tensor | None]:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
     images = image_set(50)
     with joined_world(CPU) as world:
         assert world.size == size
-        found = evaluate(model, loader(images, 7, world), 3, keep=True, keep_logits=True, world=world)
+        found = evaluate(model, make_loader(images, 7, world), 3, keep=True, keep_logits=True, world=world)
     return found.loss, found.confusion, found.logits
 
 
 def test_an_evaluation_is_the_same_for_any_number_of_processes(forks: Any) -> None:
-    loss, confusion, logits = evaluated(1)
-    for other in together(forks, 3, evaluated, 3):
+    loss, confusion, logits = evaluate_in_world(1)
+    for other in run_processes(forks, 3, evaluate_in_world, 3):
         assert not isinstance(other, BaseException), other
         assert other[0] == loss
         assert torch.equal(other[1], confusion)
@@ -203,7 +203,7 @@ def test_an_evaluation_is_the_same_for_any_number_of_processes(forks: Any) -> No
         assert torch.equal(other[2], logits)
 
 
-def normalized(parts: list[Tensor], copies: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_parts(parts: list[Tensor], copies: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     with joined_world(CPU) as world:
         layer = SyncedBatchNorm(4)
         layer.world, layer.copies = world, copies
@@ -215,16 +215,16 @@ def normalized(parts: list[Tensor], copies: int = 1) -> tuple[Tensor, Tensor, Te
         return y.detach(), x.grad, layer.running_var
 
 
-def test_synced_batch_norm_is_pytorchs_on_the_whole_batch(forks: Any) -> None:
+def test_synced_batch_norm_matches_pytorch_on_the_whole_batch(forks: Any) -> None:
     x = torch.randn(7, 4, 3, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = together(forks, 2, normalized, [x.detach()[:4], x.detach()[4:]])
+    found = run_processes(forks, 2, normalize_parts, [x.detach()[:4], x.detach()[4:]])
     layer = torch.nn.BatchNorm2d(4)
     y = layer(x)
     (y * y.detach().cos()).sum().backward()
     for got, expected in zip(zip(*found, strict=True), (y, x.grad), strict=False):
         torch.testing.assert_close(torch.cat(got), expected)
     torch.testing.assert_close(found[1][2], layer.running_var)
-    for got in together(forks, 2, normalized, [x.detach()] * 2, 2):  # a batch that is too small to divide
+    for got in run_processes(forks, 2, normalize_parts, [x.detach()] * 2, 2):  # a batch that is too small to divide
         for one, expected in zip(got, (y, x.grad, layer.running_var), strict=True):
             torch.testing.assert_close(one, expected)
 
@@ -243,26 +243,28 @@ def test_no_key_of_an_earlier_start_is_read() -> None:
         fresh_store(store, 1, size, 0.2)  # the list of an earlier start does not contain this process
 
 
-def test_a_job_that_is_started_again_after_its_end_is_finished(forks: Any) -> None:
-    first = together(forks, 2, dying, SMALL.changed(epochs=1), 2, 0)
-    assert isinstance(together(forks, 2, dying, SMALL.changed(epochs=1), 2, 0)[0], CnnlabError)  # the name is taken
-    assert together(forks, 2, restarted, SMALL.changed(epochs=1)) == first
+def test_a_finished_job_that_is_restarted_returns_its_result(forks: Any) -> None:
+    first = run_processes(forks, 2, train_and_die, SMALL.changed(epochs=1), 2, 0)
+    assert isinstance(
+        run_processes(forks, 2, train_and_die, SMALL.changed(epochs=1), 2, 0)[0], CnnlabError
+    )  # the name is taken
+    assert run_processes(forks, 2, train_after_restart, SMALL.changed(epochs=1)) == first
 
 
-def restarted(recipe: Recipe) -> Any:
+def train_after_restart(recipe: Recipe) -> Any:
     os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
     return train(recipe, name="run", threads=1, progress="none").summary
 
 
-def failing(where: int) -> None:
+def fail_in_process(where: int) -> None:
     with joined_world(CPU) as world, world.together():
         if world.rank == where:
             raise CnnlabError("no such folder")
 
 
 @pytest.mark.parametrize("where", [0, 1])
-def test_an_error_of_one_process_ends_all_and_is_reported_once(where: int, forks: Any) -> None:
-    first, second = together(forks, 2, failing, where)
+def test_an_error_in_one_process_ends_all_processes_and_is_reported_once(where: int, forks: Any) -> None:
+    first, second = run_processes(forks, 2, fail_in_process, where)
     assert type(first) is CnnlabError
     assert "no such folder" in str(first)
     assert isinstance(second, ReportedElsewhere)
@@ -284,7 +286,7 @@ def test_bad_numbers_of_processes_are_one_line(cnnlab: Command, monkeypatch: pyt
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_nccl_with_a_world_of_one(tmp_path: Path) -> None:
+def test_nccl_training_with_one_process_matches_plain_training(tmp_path: Path) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )

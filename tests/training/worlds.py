@@ -24,7 +24,7 @@ def _one(rank: int, size: int, port: int, answer: Path, call: Callable[..., Any]
     answer.write_bytes(pickle.dumps(found))
 
 
-def together(forks: Any, size: int, call: Callable[..., Any], *args: Any) -> list[Any]:
+def run_processes(forks: Any, size: int, call: Callable[..., Any], *args: Any) -> list[Any]:
     """Run `call(*args)` in each of `size` processes. Return the results: a value, the error raised, or KILLED.
 
     call: a function of a module. forks: the fixture of that name.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cnnlab.machine.doctor import Check
 
 Source = Annotated[str, typer.Argument(help="A source of images: `cnnlab list data`.")]
-Columns = Annotated[str, typer.Option(help="Column names of a CSV source, such as path=file,label=species.")]
+Columns = Annotated[str, typer.Option(help="Column names of a table, such as path=file,label=species.")]
 
 data = typer.Typer(no_args_is_help=True, help="Check a data source, or pack it for sets larger than memory.")
 
@@ -56,7 +56,7 @@ def pack(
     ] = 0,
     quality: Annotated[
         int,
-        typer.Option(min=0, max=100, help="JPEG quality; 0: keep the files as they are, with --size 90."),
+        typer.Option(min=0, max=100, help="JPEG quality; 0: keep the files as they are, or 90 with --size."),
     ] = 0,
     background: Annotated[
         str, typer.Option(help="Behind transparent pixels: black, white or auto, by the images.")
@@ -110,7 +110,7 @@ def duplicates(
         Path | None, typer.Option(help="Also draw the first 60 pairs to this PNG file.", show_default=False)
     ] = None,
     most: Annotated[int, typer.Option(min=0, help="Number of pairs of each kind to print.")] = 20,
-    image_size: Annotated[int, typer.Option(help="For a folder: pixels a side; 0: as in training.")] = 0,
+    image_size: Annotated[int, typer.Option(help="For a folder: pixels a side; 0: by the images.")] = 0,
     columns: Columns = "",
     data_dir: DataDir = None,
     skip_bad: SkipBad = False,

@@ -38,8 +38,8 @@ def race(
 
     Print a row to send in for docs/leaderboard.md.
     """
+    from cnnlab.machine.race import FEWEST, races_table
     from cnnlab.machine.race import race as run_race
-    from cnnlab.machine.race import races_table
     from cnnlab.training.display import reporting
 
     if name is None:
@@ -68,4 +68,6 @@ def race(
     )
     echo(wrap("race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date", 2))
     echo(record.row())
+    if record.n < FEWEST:
+        echo(f"the leaderboard needs at least {FEWEST} seeds", error=True)
     echo(f"saved in {folder} (record.json, log.txt)", error=True)

@@ -153,7 +153,7 @@ def _range(outputs: int) -> str:
 
 
 def _misfit(net: Any, x: Any, text: str) -> str:
-    """Return why the network does not take the images, and the remedy. text: torch's error."""
+    """Return why the network does not accept the images, and the remedy. text: torch's error."""
     match = re.search(r"to have (\d+) channels, but got (\d+) channels", text)
     start = f"the network does not accept {_described(x)}"
     if isinstance(x, Tensor) and isinstance(net, nn.Module) and any(isinstance(m, nn.Conv2d) for m in net.modules()):

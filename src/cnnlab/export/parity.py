@@ -177,7 +177,12 @@ def check_same(parity: Parity, what: str) -> None:
 
 def check_loss(parity: Parity, most: float, what: str) -> None:
     """Raise CnnlabError if more than `most` percentage points of accuracy were lost, or if an answer is NaN."""
-    if not parity.loss <= most or parity.largest == float("inf"):
+    if parity.largest == float("inf"):
+        raise CnnlabError(
+            f"{what} is refused: it returns NaN or Inf for {parity.first_changed}; nothing was written; export without "
+            "--int8 or --fp16"
+        )
+    if not parity.loss <= most:
         raise CnnlabError(
             f"{what} is refused: of {plural(parity.images, f'{parity.split} image')} it predicts {parity.correct} "
             f"correctly, and the run {parity.correct_before}: a loss of {parity.loss:.2f} points, {most:g} allowed; "

@@ -48,7 +48,7 @@ def build_external(
         sizes = sorted({32, 64, 96, 128, 224, 256, 299, 384, external_size(name)})
         working = next((n for n in sizes if accepts(model, in_channels, n)), None)
         remedy = f"; image_size={working} works" if working else ""
-        raise CnnlabError(f"{name}: it does not take images of {image_size}x{image_size} pixels{remedy}")
+        raise CnnlabError(f"{name}: it does not accept images of {image_size}x{image_size} pixels{remedy}")
 
 
 def published_tag(name: str) -> str:

@@ -146,7 +146,7 @@ def check_output(model: nn.Module, name: str, *, num_classes: int, in_channels: 
         with torch.no_grad(), torch.device("cpu"):
             logits = model.eval()(torch.zeros(shape))
     except Exception as error:  # a user's forward may raise anything
-        raise CnnlabError(f"{name} does not take images of shape {shape}: {reason(error, 200)}") from error
+        raise CnnlabError(f"{name} does not accept images of shape {shape}: {reason(error, 200)}") from error
     if not isinstance(logits, Tensor):
         raise CnnlabError(f"{name} returns {type(logits).__name__}; expected one tensor of logits (B, {num_classes})")
     if logits.shape != (2, num_classes):

@@ -272,7 +272,7 @@ def _choices(key: str, value: dict[str, Any]) -> Choices:
     choices = value["choices"]
     if len(value) > 1:
         raise CnnlabError(
-            f"{key}: choices cannot be combined with {', '.join(k for k in value if k != 'choices')}; leave it out"
+            f"{key}: choices cannot be combined with {', '.join(k for k in value if k != 'choices')}; leave one out"
         )
     if not isinstance(choices, list) or not choices:
         raise CnnlabError(f"{key}: choices = {_text(choices)}: expected a list of values")

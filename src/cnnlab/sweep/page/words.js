@@ -12,7 +12,7 @@ Object.assign(texts, {
   sweep_seeds: ["Each figure is the mean over {n} seed.|Each figure is the mean over {n} seeds.", "每个数字是 {n} 个随机种子的均值。"],
   sweep_bias: [
     "The best of many trials on the same images usually does less well on new images. Evaluate it on the test set once, at the very end.",
-    "在同一批图像上选出的最好结果，在新图像上会差一些。最后只在测试集上测一次。",
+    "在同一批图像上从多次试验中选出的最好结果，在新图像上通常会差一些。最后请在测试集上评估，只评估一次。",
   ],
   figure_val_acc: ["Validation accuracy", "验证集精度"],
   figure_val_balanced_acc: ["Validation balanced accuracy", "验证集平衡精度"],

@@ -147,7 +147,7 @@ show.hardest(result)
 # %% [markdown] lang="zh"
 # ## 在 Fashion-MNIST 上的结果
 #
-# 教材给出的 Fashion-MNIST 结果，以及随 cnnlab 提交的运行结果。`fast/alexnet` 就是上面的小网络，在全部 28 像素的图像上
+# 教材给出的 Fashion-MNIST 结果，与 cnnlab 仓库中保存的结果并列。`fast/alexnet` 就是上面的小网络，在全部 28 像素的图像上
 # 训练。
 
 # %%
