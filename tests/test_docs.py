@@ -134,9 +134,10 @@ def test_every_dependency_is_documented() -> None:
     extras = [r for requirements in project["project"]["optional-dependencies"].values() for r in requirements]
     groups = project["dependency-groups"]
     developing = [r for r in (*groups["dev"], *groups["docs"]) if isinstance(r, str)]  # not the include-group
-    for requirement in [*project["project"]["dependencies"], *extras, *developing]:
-        name = re.split(r"[><=\[]", requirement)[0]
-        assert re.search(rf"\b{re.escape(name)}\b", text), name
+    table = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("| "))
+    for place, requirements in ((table, [*project["project"]["dependencies"], *extras]), (text, developing)):
+        for name in {re.split(r"[><=\[]", requirement)[0] for requirement in requirements} - {"cnnlab"}:
+            assert re.search(rf"\b{re.escape(name)}\b", place), name
 
 
 def test_chinese_pages_use_the_terms_of_d2l_zh() -> None:

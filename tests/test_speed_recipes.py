@@ -62,13 +62,12 @@ def test_recipes_select_on_validation(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" in n])
 def test_every_cifar_recipe_trains(name: str) -> None:
     changes = {**SHORT, "data": "digits", "image_size": 32}
-    assert 0 <= train(RECIPES[name].changed(**changes), name="run").summary["val_acc"] <= 1
+    assert train(RECIPES[name].changed(**changes), name="run").summary["epochs"] == 1
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if "cifar" not in n])
 def test_every_other_recipe_trains(name: str, fashion_folder: Path) -> None:
-    result = train(RECIPES[name].changed(**SHORT), data_dir=fashion_folder, name="run")
-    assert 0 <= result.summary["val_acc"] <= 1
+    train(RECIPES[name].changed(**SHORT), data_dir=fashion_folder, name="run")
     found = cnnlab.evaluate_run("run", split="validation", weights="last", data_dir=fashion_folder, views="flip")
     assert found.result.count == 100
     assert found.to_dict()["views"] == "flip"

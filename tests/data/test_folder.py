@@ -154,7 +154,6 @@ def test_train_and_test_folders_are_splits(shapes: Path, tmp_path: Path) -> None
         for name in ("bright", "dark"):
             (root / split / name).mkdir(parents=True)
             for i in numbers:
-                (shapes / name).glob(f"0{i}.*")
                 for file in (shapes / name).glob(f"0{i}.*"):
                     (root / split / name / file.name).write_bytes(file.read_bytes())
     assert [len(load(root, split)) for split in ("train", "validation", "test")] == [10, 4, 6]

@@ -336,6 +336,7 @@ def test_a_closed_pipe_ends_the_command_without_an_error(digits_run: Run, photos
     text = f"{shlex.join(command)} --format csv | head -n 2"
     answer = subprocess.run(["bash", "-o", "pipefail", "-c", text], capture_output=True, text=True)
     assert answer.stderr == ""
+    assert answer.returncode == 0
     assert answer.stdout.count("\n") == 2
 
 

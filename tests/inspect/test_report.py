@@ -216,6 +216,9 @@ def test_every_text_used_by_the_page_is_defined() -> None:
     known = set(re.findall(r"^  (\w+): \[", text, re.MULTILINE))
     used = set(re.findall(r'\bt\("(\w+)"', text))
     assert used <= known, used - known
+    string = r'"(?:[^"\\]|\\.)+"'
+    in_both_languages = set(re.findall(rf"^  (\w+): \[\s*{string},\s*{string},?\s*\]", text, re.MULTILINE))
+    assert known == in_both_languages, known - in_both_languages
 
 
 def test_page_functions_return_the_expected_values(tab: Tab) -> None:

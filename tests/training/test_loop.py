@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cnnlab import CnnlabError, Recipe, TrainingInterrupted, open_run, resume, train, train_seeds
@@ -63,6 +64,8 @@ def test_the_result_has_a_model_in_eval_mode_and_timings(tiny: Recipe) -> None:
     assert result.model is result.model
     best = checkpoint.weights_metadata(result.run.path / "best.safetensors")["epoch"]
     assert best == result.summary["best_epoch"]
+    saved = load_file(result.run.weights())
+    assert all(torch.equal(tensor, saved[key]) for key, tensor in result.model.state_dict().items())
     assert result.model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     assert set(result.timings) == {"setup", "whitening", "training", "finish"}
 

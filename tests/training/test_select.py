@@ -36,7 +36,7 @@ def rows(**figures: list[float]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("select", "best"), [("accuracy", 1), ("balanced_accuracy", 3), ("macro_f1", 2), ("loss", 4)])
 def test_the_selected_figure_chooses_the_best_epoch(select: str, best: int) -> None:
     found = rows(val_acc=[0.9, 0.8, 0.8, 0.8], val_balanced_acc=[0.5, 0.5, 0.7, 0.7], val_macro_f1=[0.4, 0.8, 0.7, 0.7],
-                 val_loss=[0.7, 0.6, 0.4, 0.3][::1] if select == "loss" else [0.7, 0.6, 0.3, 0.4])  # fmt: skip
+                 val_loss=[0.7, 0.6, 0.4, 0.3] if select == "loss" else [0.7, 0.6, 0.3, 0.4])  # fmt: skip
     recipe, progress = Recipe(select=select), Progress()
     for row in found:
         progress = progress.finish(row, recipe)

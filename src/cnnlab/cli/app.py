@@ -103,8 +103,10 @@ def main() -> NoReturn:
         interrupt.ignore_ctrl_c()
         echo("stopped", error=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has exited, which is not an error.
+    except (BrokenPipeError, SystemExit) as error:
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # The reader of our output (head, less) has exited, which is not an error; Typer would exit with 1.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
