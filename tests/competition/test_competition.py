@@ -394,7 +394,7 @@ def test_upload_needs_the_name_of_the_competition_on_kaggle(forest: Path, tmp_pa
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     work = steps.open_competition("quick", tmp_path / "runs")
     for name in ("cifar-10", "quick"):  # the first is the default name
-        with pytest.raises(CnnlabError, match=f"'{name}' is the work folder's name"):
+        with pytest.raises(CnnlabError, match=f"not '{name}'; .* --competition"):
             _upload_to(replace(work, path=Path("runs") / name), None)
     assert _upload_to(replace(work, path=Path("runs") / forest.name), None) == forest.name
     zipped = replace(work, path=Path("runs/cifar-10"), folder=Path("downloads/cifar-10.zip"))

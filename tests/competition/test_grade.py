@@ -576,9 +576,9 @@ def test_a_submission_without_a_known_label_is_refused(class_folder: Path, label
     rows = rows_by_student(grade(class_folder, labels))
     assert {row.status for row in rows.values()} == {"refused"}
     assert "known: 'cat', 'dog'" in rows["numbers"].note
-    assert "write 'cat'" in rows["case"].note
+    assert "exactly as 'cat'" in rows["case"].note
     spaces = write_file(class_folder, "spaces.csv", TRUE.replace("cat", "cat ").replace("dog", " dog"))
-    assert "write 'cat', exactly" in rows_by_student(grade(spaces, labels))["spaces"].note
+    assert "exactly as 'cat'" in rows_by_student(grade(spaces, labels))["spaces"].note
     with pytest.raises(CnnlabError, match="none of its labels is a class"):
         score(class_folder / "case.csv", labels)
 

@@ -244,7 +244,7 @@ def test_int8_states_its_cost(digits_run: Run, tmp_path: Path, monkeypatch: pyte
 
 def test_int8_that_costs_too_much_is_refused(digits_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "quantized", lambda model, *_: (return_zeros(model), model)[1])
-    with pytest.raises(CnnlabError, match="percentage points"):
+    with pytest.raises(CnnlabError, match="--max-loss"):
         digits_run_export(digits_run, tmp_path, int8=True)
     assert not list(tmp_path.iterdir())
     digits_run_export(digits_run, tmp_path, int8=True, max_loss=100)

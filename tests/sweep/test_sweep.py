@@ -81,7 +81,7 @@ def write_sweep(
         ("[search]\nlearning_rat = { low = 0.1, high = 1 }", "learning_rate"),
         ("[search]\nlearning_rate = 0.1", "learning_rate"),
         ("[search]\nlearning_rate = { low = 0.1 }", "high"),
-        ("[search]\nlearning_rate = { low = 1, high = 0.1 }", "exchange"),
+        ("[search]\nlearning_rate = { low = 1, high = 0.1 }", "swap"),
         ("[search]\nlearning_rate = { low = 0, high = 1, log = true }", "log"),
         ("[search]\nlearning_rate = { low = 0.1, high = 1, log = true, step = 0.1 }", "step"),
         ("[search]\nlearning_rate = { low = 0.1, high = 2000 }", "learning_rate"),
