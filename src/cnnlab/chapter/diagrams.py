@@ -1,7 +1,6 @@
 """Diagrams of networks, side by side, each from top to bottom with right-angled arrows.
 
-`drawing` lays several graphs out as shapes; `render` writes them as PNG, or as SVG in light and dark colours. Lengths
-are in points.
+`drawing` lays several graphs out as shapes, in points; `render` writes them as PNG, or SVG in light and dark colours.
 """
 
 from __future__ import annotations

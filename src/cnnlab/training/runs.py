@@ -302,7 +302,7 @@ def record_evaluation(run: Run, row: dict[str, Any]) -> bool:
 
 
 def add_session(run: Run, environment: dict[str, Any]) -> None:
-    """Append this session's versions and hardware to environment.json. Raise OSError."""
+    """Append the versions and hardware of a training process to environment.json. Raise OSError."""
     path = run.path / "environment.json"
     write_checked(path, {"sessions": [*_sessions(path), environment]})
 

@@ -240,14 +240,10 @@ def calibration(before: Tensor, after: Tensor, labels: Tensor) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class _Listed:
-    """The images that the page lists, in this order.
-
-    index: image -> its row; mistakes: all of them, the most confident first; uncertain: correct ones, the least
-    confident first.
-    """
+    """The images that the page lists. mistakes: the most confident first; uncertain: correct, least confident first."""
 
     order: list[int]
-    index: dict[int, int]
+    index: dict[int, int]  # image -> its row
     mistakes: list[int]
     uncertain: list[int]
 
