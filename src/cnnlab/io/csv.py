@@ -116,11 +116,12 @@ def table_rows(file: IO[bytes], name: str) -> Iterator[tuple[int, list[str]]]:
 
 def read_header(file: IO[bytes], name: str) -> list[str]:
     """Read the first row that is not blank, and close the file. Return [] for an empty file. Raise CnnlabError."""
-    try:
-        with open_text(file, name) as text:
-            return next((row for row in table_reader(text, name) if any(map(str.strip, row))), [])
-    except csv.Error as error:
-        raise CnnlabError(f"{name}, line 1: {reason(error)}; save the table as CSV in UTF-8") from error
+    with open_text(file, name) as text:
+        rows = table_reader(text, name)
+        try:
+            return next((row for row in rows if any(map(str.strip, row))), [])
+        except csv.Error as error:
+            raise CnnlabError(f"{name}, line {rows.line_num}: {reason(error)}; correct the quotes there") from error
 
 
 def open_text(file: IO[bytes], name: str) -> io.TextIOWrapper:
