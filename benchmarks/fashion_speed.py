@@ -1,8 +1,9 @@
-"""Time to accuracy on Fashion-MNIST: python benchmarks/fashion_speed.py [--seeds 5] [--beside-d2l 5] [RECIPE...]
+"""The `fast/*` recipes on Fashion-MNIST: python benchmarks/fashion_speed.py [--seeds 5] [--beside-d2l 5] [RECIPE...]
 
 Each recipe is trained with several seeds; cnnlab.machine.timed describes the clocks. The validation split is the
 recipe's (a tenth of the training images, split_seed 0). Settings were chosen on it, with one exception: see "The
 clocks" in docs/speed.md. The test set is evaluated once per seed, after the last epoch, with the weights of that epoch.
+The times to an accuracy of the `speed/*` recipes are those of `cnnlab race`.
 
 multiply_adds counts the forward passes of the training (the whole is about three times that); that of the manual's
 recipe is given for comparison. --beside-d2l N: also run N alternating pairs of d2l's own train_ch6 (BN-LeNet, 10
@@ -24,7 +25,6 @@ from cnnlab.training.evaluate import VIEWS
 
 # The test accuracies that the manual prints; for networks that it does not train, those of its source.
 PRINTED = {name: e.test_acc for name, e in EXPERIMENTS.items() if name != "lenet-bn-scratch"}
-SPEED = [f"speed/fashion-{n}" for n in (90, 92, 93, 94)]
 FAST = [f"fast/{name}" for name in PRINTED]
 
 
@@ -56,13 +56,13 @@ def beside_d2l(pairs: int, settings: list[str], device: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = _speed.parser(__doc__, [*SPEED, *FAST])
+    parser = _speed.parser(__doc__, FAST)
     parser.add_argument("--beside-d2l", type=int, default=0, metavar="PAIRS")
     args = parser.parse_args()
     _speed.check(parser, args.recipes)
     settings = [*args.set, *(["limit=500"] if args.tiny else [])]
     if args.tiny:
-        args.recipes, args.seeds = ["speed/fashion-90", "fast/lenet-bn"], 1
+        args.recipes, args.seeds = ["fast/lenet-bn"], 1
     split = "validation" if args.tiny else "test"  # the test set is too large for a smoke test
     figures: dict[str, Any] = {}
     for name in args.recipes:

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median
@@ -39,9 +39,9 @@ WORDS = {
         "data loading, medians (range of the ratio). Method and more figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST, {seeds}. Settings were chosen on a validation split (one exception: the number of epochs of `speed/fashion-95`, "
-        'see "The clocks" in speed.md); the test set was evaluated once, at the end. {hardware}.',
-        "speed_columns": "| recipe | network | epochs | val acc, 1 view | test acc | views | training, s | whole run, s |",
+        "speed": "Time to accuracy on Fashion-MNIST. Settings were chosen on a validation split (one exception: see [speed.md](docs/speed.md)); the test "
+        "set was evaluated once per seed, at the end. p: of a mean below the target. Rules and other races: [leaderboard.md](docs/leaderboard.md).",
+        "race_columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
         "gpu": "On one GPU, `{recipe}` with {epochs} epochs reaches {acc} on {images:,} held-out images of CIFAR-10 (six views each, {n} seeds) in **{seconds:.2f} s** "
         "of whitening, training and evaluation, without compilation. The chapter's networks on that GPU: [speed.md](docs/speed.md). {hardware}.",
         "kaggle": "The competition, from Kaggle's archives to a valid `submission.csv`; each command was run once. The test labels are secret, so "
@@ -63,8 +63,9 @@ WORDS = {
         "比较的方法和其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "在 Fashion-MNIST 上达到某个精度所需的时间，{seeds}：设置只凭验证集选定（唯一的例外是 `speed/fashion-95` 的迭代周期数，见 speed.md 的 The clocks），测试集只在最后评估一次。{hardware}。",
-        "speed_columns": "| 配方 | 网络 | 迭代周期 | 验证精度（1 个视图） | 测试精度 | 视图数 | 训练秒数 | 从建网到得出结果的秒数 |",
+        "speed": "在 Fashion-MNIST 上达到某个精度所需的时间。设置只凭验证集选定（唯一的例外见 [speed.md](docs/speed.md)），测试集每个种子只在最后评估一次。p：真实均值低于目标的 p 值。"
+        "规则和其他项目见[排行榜](docs/leaderboard.zh.md)。",
+        "race_columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
         "gpu": "单个 GPU：CIFAR-10 上，在预留的 {images:,} 张图像上（每张六个视图）精度 {acc}，{n} 个种子，白化、训练和评估共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个迭代周期；编译时间不计入）。"
         "该 GPU 上教材各网络的数字见 [speed.md](docs/speed.md)。{hardware}。",
         "kaggle": "竞赛：从 Kaggle 的压缩包到有效的 `submission.csv`。精度是所有网络取平均后在预留的有标签图像上的精度，命令各运行一次；测试标签不公开。{hardware}。",
@@ -93,12 +94,10 @@ WORDS = {
         "few": "，各类同样多",
     },
     "docs/leaderboard.md": {
-        "none": "No row yet.",
-        "columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
+        "race_columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
     },
     "docs/leaderboard.zh.md": {
-        "none": "还没有结果。",
-        "columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
+        "race_columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
     },
 }
 
@@ -190,7 +189,7 @@ def table(words: dict[str, str]) -> str:
             lines.append(
                 f"| | {words['printed']} | {printed['loss']:.3f} | {printed['train_acc']:.3f} | {printed['test_acc']:.3f}, {words['test']} | | | |"
             )
-    lines += ["", *time_to_accuracy(words)]
+    lines += ["", words["speed"], "", leaderboard(words, [race for race in RACES if race.startswith("fashion")], "")]
     for peer in by_machine("vs-d2l"):
         lines += ["", words["peer"].format(peer=peer["peer"].replace("==", " "), n=pair_counts(peer), hardware=hardware(peer) + measured_before(peer)),
                   "", words["peer_columns"], "|---" * 7 + "|"]  # fmt: skip
@@ -232,30 +231,6 @@ def rate(speed: float) -> str:
     return f"{speed:,.0f}" if speed >= 1000 else f"{speed:.0f}" if speed >= 100 else f"{speed:.1f}"
 
 
-def time_to_accuracy(words: dict[str, str]) -> list[str]:
-    lines: list[str] = []
-    tables: dict[tuple[int, str], tuple[list[str], dict[str, Any]]] = {}  # by seeds and machine: the files, the rows
-    for found in newest_of_each("fashion-speed"):
-        rows = {name: r for name, r in found["recipes"].items() if name.startswith("speed/")}
-        if rows:
-            machine, _, link = hardware(found, words.get("up", "")).rpartition(", ")
-            links, together = tables.setdefault((found["n"], machine), ([], {}))
-            which = ", ".join(sorted(name.rpartition("-")[2] for name in rows))
-            links.append(link.replace("[", f"[{which}: ", 1))
-            together.update(rows)
-    for (n, machine), (links, together) in tables.items():
-        seeds = words["one" if n == 1 else "several"].format(n=n)
-        text = words["speed"].format(seeds=seeds, hardware=", ".join((machine, *links)))
-        lines += ["", text, "", words["speed_columns"], "|---" * 8 + "|"]
-        for name, r in sorted(together.items()):
-            val, test = (spread(r[key], ".4f") for key in ("val_acc", "final_acc"))
-            clock = (spread(r[key], ".1f") for key in ("train_seconds", "clock_seconds"))
-            lines.append(
-                f"| `{name}` | {r['recipe']['model']} | {r['recipe']['epochs']} | {val} | {test} | {r['looks']} | {' | '.join(clock)} |"
-            )
-    return lines[1:]
-
-
 def classifying() -> list[str]:
     """Return, for docs/speed.md, the images/s of `cnnlab predict` and of other loops, from benchmarks/predict.py."""
     if not labelled("predict_*.json"):
@@ -281,7 +256,7 @@ def classifying() -> list[str]:
 def speed() -> str:
     """Return, for docs/speed.md, everything that was measured about speed."""
     fashion = newest_of_each("fashion-speed")
-    lines = time_to_accuracy({**WORDS["README.md"], "up": "../"})
+    lines: list[str] = []
     with_d2l = next((found for found in every("fashion-speed*") if "beside_d2l" in found), None)
     if with_d2l:
         beside = with_d2l["beside_d2l"]
@@ -314,7 +289,7 @@ def speed() -> str:
     lines += on_a_gpu()
     for peer in by_machine("vs-d2l"):
         lines += beside_d2l(peer)
-    return "\n".join(lines + drop_in() + reference() + classifying())
+    return "\n".join([*lines, *drop_in(), *reference(), *classifying()][1:])
 
 
 def part(result: dict[str, Any], name: str) -> dict[str, Any]:
@@ -635,18 +610,16 @@ def service() -> str:
     return "\n".join(lines)
 
 
-def leaderboard(words: dict[str, str]) -> str:
-    """Return, for docs/leaderboard.md, a row for each record in benchmarks/records/, by race and work."""
+def leaderboard(words: dict[str, str], races: Sequence[str] = tuple(RACES), up: str = "../") -> str:
+    """Return a row for each record of these races in benchmarks/records/, by race and work."""
     records = []
     for path in published(files="records/*/record.json"):
         found = json.loads(path.read_text())
-        if found.pop("reached"):
-            records.append((list(RACES).index(found["race"]), found["work"], path.parent.name, Record(**found)))
-    if not records:
-        return words["none"]
-    lines = [words["columns"], "|---|---|---|---|---|---|---|---|"]
+        if found.pop("reached") and found["race"] in races:
+            records.append((races.index(found["race"]), found["work"], path.parent.name, Record(**found)))
+    lines = [words["race_columns"], "|---|---|---|---|---|---|---|---|"]
     for _, _, folder, record in sorted(records, key=lambda one: one[:3]):
-        link = f"[{record.race}](../benchmarks/records/{folder}/record.json)"
+        link = f"[{record.race}]({up}benchmarks/records/{folder}/record.json)"
         lines.append(record.row().replace(record.race, link, 1))
     return "\n".join(lines)
 

@@ -55,7 +55,7 @@ _CIFAR_LARGE = replace(_CIFAR, name="speed/cifar-94", epochs=10, batch_size=2000
 # Ours for Fashion-MNIST, for the shortest time to an accuracy, tuned on the validation split only (docs/log.md).
 # The clothes are centred, so no random shift.
 _SPEED = replace(
-    _CIFAR, name="speed/fashion-93", data="fashion-mnist", epochs=2, batch_size=512, shift=0, shift_fill="zeros"
+    _CIFAR, name="speed/fashion-92", data="fashion-mnist", epochs=1, batch_size=512, shift=0, shift_fill="zeros"
 )
 
 # The chapter's networks at the native 28 pixels (VGG and DenseNet: 32), tuned for the manual's accuracy.
@@ -131,22 +131,28 @@ RECIPES: dict[str, Recipe] = {
         # For a GPU; not measured. The paper's settings for 96%, with Muon instead of SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # On the test set, evaluated once per seed with the weights of the last epoch; five seeds, trained on 54,000
-        # images, on the same two cores: benchmarks/results/fashion-speed*.json.
-        # test acc 0.9039 ± 0.0023, 4 s of training
+        # images, on two Zen 4 cores: benchmarks/records/. The times include the evaluation.
+        # test acc 0.9039 ± 0.0023, 8 s
         replace(
-            _SPEED, name="speed/fashion-90", model="airbench-small", start_size=22, flip=False, alternating_flip=False
+            _SPEED,
+            name="speed/fashion-90",
+            model="airbench-small",
+            epochs=2,
+            start_size=22,
+            flip=False,
+            alternating_flip=False,
         ),
-        # test acc 0.9245 ± 0.0026, 2 views, 39 s of training
-        replace(_SPEED, name="speed/fashion-92", epochs=1),
-        # test acc 0.9361 ± 0.0015, 2 views, 76 s of training
+        # test acc 0.9245 ± 0.0026, 2 views, 86 s
         _SPEED,
-        # test acc 0.9429 ± 0.0012, 2 views, 153 s of training
+        # test acc 0.9361 ± 0.0015, 2 views, 76 s
+        replace(_SPEED, name="speed/fashion-93", epochs=2, start_size=20),
+        # test acc 0.9429 ± 0.0012, 2 views, 153 s
         replace(_SPEED, name="speed/fashion-94", epochs=4),
         # test acc 0.9507 ± 0.0012, 2 views, 743 s of training
         replace(_SPEED, name="speed/fashion-95", epochs=20, batch_size=1024, other_learning_rate=0.015, cutout=8),
         # Not measured: for a GPU.
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
-        # Two seeds on the validation split, one view: 0.9910, 0.9912.
+        # test acc 0.9936 ± 0.0008, 4 s
         replace(
             _SPEED,
             name="speed/mnist-99",
@@ -157,7 +163,7 @@ RECIPES: dict[str, Recipe] = {
             flip=False,
             alternating_flip=False,
         ),
-        # One seed, 8 epochs, on the validation split: 0.9953.
+        # test acc 0.9957 ± 0.0006, 41 s
         replace(
             _SPEED,
             name="speed/mnist-99.5",

@@ -165,7 +165,7 @@ def race(
     for seed in range(len(done), seeds):
         found = timed_process(
             recipe.changed(seed=seed), split, one.views, device, threads=threads,
-            data_dir=None if data_dir is None else str(data_dir),
+            data_dir=None if data_dir is None else str(data_dir), as_trained=True,
         )  # fmt: skip
         done.append({**found, "energy_joules": meter.since_last()})
         _append(folder / "seeds.jsonl", done[-1])
