@@ -144,7 +144,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         # test acc 0.9245 ± 0.0026, 2 views, 86 s
         _SPEED,
-        # test acc 0.9361 ± 0.0015, 2 views, 76 s
+        # test acc 0.9331 ± 0.0023, 2 views, 126 s
         replace(_SPEED, name="speed/fashion-93", epochs=2, start_size=20),
         # test acc 0.9429 ± 0.0012, 2 views, 153 s
         replace(_SPEED, name="speed/fashion-94", epochs=4),
