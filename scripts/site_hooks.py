@@ -15,8 +15,13 @@ from typing import Any
 
 LOG = logging.getLogger("mkdocs.hooks.cnnlab")
 CHINESE = ".zh.md"
-# A line break inside a Chinese sentence, where a browser would insert a space. There may be asterisks around it.
-_WRAPPED = re.compile("(?<=[\u3000-\u9fff\uff00-\uffef”])(\\**)\n *(\\**)(?=[\u3000-\u9fff\uff00-\uffef“])")
+# A line break inside a Chinese sentence, where a browser would insert a space. There may be asterisks around it. After
+# punctuation, code, a link or a Latin word may follow, but no digit: it may be the number of a list item.
+_WRAPPED = re.compile(
+    "(?:(?<=[\u3000-\u9fff\uff00-\uffef”])(\\**)\n *(\\**)(?=[\u3000-\u9fff\uff00-\uffef“])"
+    "|(?<=[、。，：；！？）])\n *(?=[A-Za-z(\\[`]))"
+)
+_FENCE = re.compile("(^ *```.*?^ *```$)", re.DOTALL | re.MULTILINE)
 # The output of pymdownx.arithmatex for a formula.
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.+?)\\[)\]]</\1>', re.DOTALL)
 # Pages that mention everything rank low in the search.
@@ -70,7 +75,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Return a page's Markdown with corrected line breaks, and set its rank in the search."""
     page.meta["search"] = {"boost": next((b for start, b in _BOOSTS.items() if page.file.src_uri.startswith(start)), 1)}
     markdown = _ROW.sub(lambda row: _PAIR.sub("\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", row[0]), markdown)
-    return _WRAPPED.sub(r"\1\2", markdown) if page.file.src_uri.endswith(CHINESE) else markdown
+    if not page.file.src_uri.endswith(CHINESE):
+        return markdown
+    parts = _FENCE.split(markdown)  # text, fenced code, text, ...
+    parts[::2] = [_WRAPPED.sub(r"\1\2", text) for text in parts[::2]]
+    return "".join(parts)
 
 
 def on_page_content(output: str, **_: Any) -> str:

@@ -133,6 +133,9 @@ def test_chinese_lines_are_joined_and_figures_kept_together() -> None:
     expected = "- 一行，第二行 a\n第三行。\n\n# 标题\n| 0.5\u00a0±\u00a00.1 | 1\u00a0to\u00a02 | a to b |\n0.5 ± 0.1"
     assert hooks.on_page_markdown(text, page=page) == expected
     assert hooks.on_page_markdown("甲\n**乙**\n丙\n*B*", page=page) == "甲**乙**丙\n*B*"
+    assert hooks.on_page_markdown("甲：\n`b`，\n  C。\n1. 丁，\nd\n\n```sh\n# 戊。\ne\n```\n己。\nf", page=page) == (
+        "甲：`b`，C。\n1. 丁，d\n\n```sh\n# 戊。\ne\n```\n己。f"
+    )
     page.file.src_uri = "a.md"
     assert hooks.on_page_markdown("一\n二", page=page) == "一\n二"
 
