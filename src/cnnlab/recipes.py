@@ -146,7 +146,7 @@ RECIPES: dict[str, Recipe] = {
         _SPEED,
         # test acc 0.9331 ± 0.0023, 2 views, 126 s
         replace(_SPEED, name="speed/fashion-93", epochs=2, start_size=20),
-        # test acc 0.9429 ± 0.0012, 2 views, 153 s
+        # test acc 0.9408 ± 0.0008, 2 views, 251 s
         replace(_SPEED, name="speed/fashion-94", epochs=4, start_size=20),
         # test acc 0.9507 ± 0.0012, 2 views, 743 s of training
         replace(_SPEED, name="speed/fashion-95", epochs=20, batch_size=1024, other_learning_rate=0.015, cutout=8),

@@ -59,7 +59,7 @@ def race(
         return
     how = "reached" if record.reached else "not reached"
     mean = record.accuracy["mean"]
-    p = "" if record.p_value is None else f" (p = {record.p_value:.1g} for a mean below it)"
+    p = "" if record.p_value is None else f" (p = {record.p_value:.2g} for a mean below it)"
     echo(
         wrap(
             f"target {record.target:.3f} {how}: mean {mean:.4f} on the {record.split} split, "

@@ -103,7 +103,7 @@ class Record:
     def row(self) -> str:
         """Return the record as a row of the table in docs/leaderboard.md."""
         a, t, w, e = self.accuracy, self.training_seconds, self.process_seconds, self.environment
-        p = "" if self.p_value is None else f"{self.p_value:.1g}"
+        p = "" if self.p_value is None else f"{self.p_value:.2g}"
         threads, cores = self.per_seed[0]["plan"]["threads"], plural(e["cores"], "core")
         used = f"{threads} of {cores}" if threads < e["cores"] else cores
         hardware = e["device_name"] if e["device"].startswith("cuda") else f"{e['device_name']}, {used}"
