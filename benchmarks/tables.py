@@ -354,8 +354,10 @@ def gpu_races() -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
 
 def beside_d2l(peer: dict[str, Any]) -> list[str]:
     """Return, for docs/speed.md, the comparison of every network with d2l's on one machine."""
+    peaks = [r["operations_per_second_at_most"] for r in peer["networks"].values()]  # rows may be of different machines
     top = ", ".join(
-        f"{kind} {value / 1e9:,.0f} GFLOP/s" for kind, value in peer["operations_per_second_at_most"].items()
+        f"{kind} {' or '.join(dict.fromkeys(f'{peak[kind] / 1e9:,.0f}' for peak in peaks))} GFLOP/s"
+        for kind in peaks[0]
     )
     lines = ["", f"Compared with {peer['peer'].replace('==', ' ')}, {pair_counts(peer)} alternating pairs of runs for each network, medians; peak of a matrix product: {top}. {hardware(peer, '../')}{measured_before(peer)}.", "",
               "| network | batch | pixels | side | computed in | images/s | times d2l's speed: training | with evaluation and saving | whole process | share of peak | peak memory |",
