@@ -2,7 +2,7 @@
 
 The comment above a recipe gives the accuracy after the last epoch (mean and standard deviation over five seeds) and the
 training time, on two cores of an AMD EPYC (Zen 5):
-benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-27.json.
+benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-30.json.
 Run a recipe with `cnnlab train --data SOURCE --recipe NAME`.
 """
 
@@ -84,9 +84,9 @@ _FAST_LENET = replace(
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
-        # train acc 0.824 ± 0.002, test acc 0.801 ± 0.010, 15 s
+        # train acc 0.824 ± 0.002, test acc 0.801 ± 0.010, 39 s
         replace(_MANUAL, name="manual/lenet", model="lenet", learning_rate=0.9),
-        # train acc 0.902 ± 0.001, test acc 0.847 ± 0.042, 16 s
+        # train acc 0.901 ± 0.001, test acc 0.846 ± 0.040, 37 s
         replace(_MANUAL, name="manual/lenet-bn", model="lenet-bn", learning_rate=1.0),
         replace(_MANUAL, name="manual/lenet-bn-scratch", model="lenet-bn-scratch", learning_rate=1.0),
         replace(_MANUAL, name="manual/alexnet", model="alexnet", learning_rate=0.01, batch_size=128, image_size=224),
@@ -202,7 +202,7 @@ RECIPES: dict[str, Recipe] = {
         replace(_FAST, name="fast/googlenet", model="googlenet-small", epochs=2),
         # test acc 0.8999 ± 0.0010, 15 s of training
         replace(_FAST, name="fast/densenet", model="densenet", image_size=32, epochs=1),
-        # val acc 0.994 ± 0.004, 2 s
+        # val acc 0.994 ± 0.004, 3 s
         Recipe(
             name="digits",
             data="digits",
@@ -218,7 +218,7 @@ RECIPES: dict[str, Recipe] = {
             shift=2,
             val_fraction=0.2,
         ),
-        # val acc 0.907 ± 0.003, 14 s
+        # val acc 0.907 ± 0.003, 35 s
         Recipe(
             name="fashion-mnist",
             data="fashion-mnist",
