@@ -1,8 +1,8 @@
 """The named recipes: the manual's experiments as printed there, and our defaults for each kind of source.
 
 The comment above a recipe gives the accuracy after the last epoch (mean and standard deviation over five seeds) and the
-training time, on two cores of an AMD EPYC (Zen 5):
-benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-30.json.
+training time, on two cores of an AMD EPYC (Zen 4, unless a comment says Zen 5):
+benchmarks/results/recipe-seeds_amd-epyc-avx512-2-cores_2026-11-30.json and benchmarks/records/.
 Run a recipe with `cnnlab train --data SOURCE --recipe NAME`.
 """
 
@@ -131,7 +131,7 @@ RECIPES: dict[str, Recipe] = {
         # For a GPU; not measured. The paper's settings for 96%, with Muon instead of SGD.
         replace(_CIFAR, name="cifar/gpu", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
         # On the test set, evaluated once per seed with the weights of the last epoch; five seeds, trained on 54,000
-        # images, on two Zen 4 cores: benchmarks/records/. The times include the evaluation.
+        # images: benchmarks/records/. The times include the evaluation.
         # test acc 0.9039 ± 0.0023, 8 s
         replace(
             _SPEED,
@@ -148,7 +148,7 @@ RECIPES: dict[str, Recipe] = {
         replace(_SPEED, name="speed/fashion-93", epochs=2, start_size=20),
         # test acc 0.9408 ± 0.0008, 2 views, 251 s
         replace(_SPEED, name="speed/fashion-94", epochs=4, start_size=20),
-        # test acc 0.9507 ± 0.0012, 2 views, 743 s of training
+        # test acc 0.9507 ± 0.0012, 2 views, 743 s of training on Zen 5
         replace(_SPEED, name="speed/fashion-95", epochs=20, batch_size=1024, other_learning_rate=0.015, cutout=8),
         # Not measured: for a GPU.
         replace(_SPEED, name="speed/fashion-96", model="airbench96", epochs=40, batch_size=1000, shift=2, cutout=8),
@@ -177,15 +177,14 @@ RECIPES: dict[str, Recipe] = {
         # Not measured: the data was not available.
         replace(_CIFAR_LARGE, name="speed/cifar100-70", data="cifar100", epochs=16),
         replace(_CIFAR_LARGE, name="speed/cifar100-75", data="cifar100", model="airbench96", epochs=24, shift=4),
-        # On the validation split, five seeds. The first: benchmarks/records/; the second, on faster cores:
-        # benchmarks/results/cifar-speed_*.json.
+        # On the validation split, five seeds. The second: benchmarks/results/cifar-speed_*.json.
         # val acc 0.9143 ± 0.0015 with six views, 296 s
         _CIFAR,
-        # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six views; 477 s of training
+        # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six views; 477 s of training on Zen 5
         _CIFAR_LARGE,
         # Not measured: for a GPU.
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
-        # As above, on the test set:
+        # On the test set, on Zen 5: benchmarks/results/fashion-speed*.json.
         # test acc 0.8356 ± 0.0091, 3 s of training
         _FAST_LENET,
         # test acc 0.8871 ± 0.0018, 4 s of training
