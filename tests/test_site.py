@@ -406,7 +406,7 @@ SEARCHES = [
     ("residual block", "lessons/08_resnet.html"), ("roster", "docs/grading.html"), ("evaluate_run", "reference/python.html"),
     ("label-smoothing", "reference/recipes.html"), ("grading submissions", "docs/grading.html"),
     ("training report", "docs/report.html"), ("训练报告", "docs/report.zh.html"),
-    ("kill -9", "docs/reliability.html"), ("DenseNet", "lessons/09_densenet.html"), ("time to accuracy", "docs/speed.html"),
+    ("kill -9", "docs/reliability.html"), ("DenseNet", "lessons/09_densenet.html"), ("time to accuracy", "docs/leaderboard.html"),
     ("类激活图", "lessons/06_googlenet.zh.html"), ("批量规范化", "lessons/07_batch_norm.zh.html"),
     ("残差", "lessons/08_resnet.zh.html"), ("给全班评分", "docs/grading.zh.html"), ("竞赛", "docs/competition.zh.html"),
     ("类别激活图", "docs/guide.zh.html"), ("ResNet残差", "lessons/08_resnet.zh.html"),
