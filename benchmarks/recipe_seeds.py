@@ -45,7 +45,8 @@ def main() -> None:
                 f"{key}_by_epoch": {
                     str(r.summary["seed"]): [row[key] for row in r.run.metrics()] for r in result.results
                 },
-                "per_seed": [r.summary for r in result.results],
+                # without the figures of each class
+                "per_seed": [{k: v for k, v in r.summary.items() if k != "figures"} for r in result.results],
             }
     print(write_result("recipe-seeds", device, {"n": args.seeds, "recipes": figures}, args.out))
 
