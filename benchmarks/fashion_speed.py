@@ -1,9 +1,8 @@
 """The `fast/*` recipes on Fashion-MNIST: python benchmarks/fashion_speed.py [--seeds 5] [--beside-d2l 5] [RECIPE...]
 
 Each recipe is trained with several seeds; cnnlab.machine.timed describes the clocks. The validation split is the
-recipe's (a tenth of the training images, split_seed 0). Settings were chosen on it, with one exception: see "The
-clocks" in docs/speed.md. The test set is evaluated once per seed, after the last epoch, with the weights of that epoch.
-The times to an accuracy of the `speed/*` recipes are those of `cnnlab race`.
+recipe's (a tenth of the training images, split_seed 0), on which settings were chosen. The test set is evaluated once
+per seed, after the last epoch, with the weights of that epoch. `cnnlab race` measures the `speed/*` recipes.
 
 multiply_adds counts the forward passes of the training (the whole is about three times that); that of the manual's
 recipe is given for comparison. --beside-d2l N: also run N alternating pairs of d2l's own train_ch6 (BN-LeNet, 10

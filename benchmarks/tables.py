@@ -33,14 +33,12 @@ WORDS = {
         "columns": "| recipe | | loss | train acc | acc, split | images/s, wall-clock including data | compute only | total, s |",
         "ours": "cnnlab",
         "printed": "printed",
-        "one": "one seed",
-        "several": "{n} seeds each, mean ± std",
         "peer": "Compared with {peer}: same network, batch size, image size and data; {n} alternating runs of each. Training images/s, wall-clock including "
         "data loading, medians (range of the ratio). Method and more figures: [speed.md](docs/speed.md). {hardware}.",
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
-        "speed": "Time to accuracy on Fashion-MNIST. Settings were chosen on a validation split (one exception: see [speed.md](docs/speed.md)); the test "
-        "set was evaluated once per seed, at the end. p: of a mean below the target. Rules and other races: [leaderboard.md](docs/leaderboard.md).",
+        "speed": "Time to accuracy on Fashion-MNIST. Settings were chosen on a validation split (exceptions: [speed.md](docs/speed.md)); the test "
+        "set was evaluated once per seed, at the end. Training includes whitening and that evaluation; p: see [leaderboard.md](docs/leaderboard.md), also for rules and other races.",
         "race_columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
         "gpu": "On one GPU, `{recipe}` with {epochs} epochs reaches {acc} on {images:,} held-out images of CIFAR-10 (six views each, {n} seeds) in **{seconds:.2f} s** "
         "of whitening, training and evaluation, without compilation. The chapter's networks on that GPU: [speed.md](docs/speed.md). {hardware}.",
@@ -57,13 +55,11 @@ WORDS = {
         "columns": "| 配方 | | 损失 | 训练精度 | 精度（数据划分） | 图像/秒（含数据读取的实际时间） | 图像/秒（只算计算） | 总秒数 |",
         "ours": "cnnlab",
         "printed": "教材",
-        "one": "一个种子",
-        "several": "每个 {n} 个种子，均值 ± 标准差",
         "peer": "与 {peer} 比较：同样的网络、批量大小、图像尺寸和数据，双方交替各运行 {n} 次；训练的图像/秒（含数据读取的实际时间），中位数（比值的范围）。"
         "比较的方法和其他数字见 [speed.md](docs/speed.md)。{hardware}。",
         "peer_columns": "| 网络 | 像素 | d2l，图像/秒 | cnnlab，float32 | | cnnlab，`precision=auto` | |",
         "times": "**{median:.1f} 倍**（{min:.1f} 到 {max:.1f}）",
-        "speed": "在 Fashion-MNIST 上达到某个精度所需的时间。设置只凭验证集选定（唯一的例外见 [speed.md](docs/speed.md)），测试集每个种子只在最后评估一次。p：真实均值低于目标的 p 值。"
+        "speed": "在 Fashion-MNIST 上达到某个精度所需的时间。设置只凭验证集选定（例外见 [speed.md](docs/speed.md)），测试集每个种子只在最后评估一次。训练时间包含白化和这次评估；p：真实均值低于目标的 p 值。"
         "规则和其他项目见[排行榜](docs/leaderboard.zh.md)。",
         "race_columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
         "gpu": "单个 GPU：CIFAR-10 上，在预留的 {images:,} 张图像上（每张六个视图）精度 {acc}，{n} 个种子，白化、训练和评估共 **{seconds:.2f} 秒**（`{recipe}`，{epochs} 个迭代周期；编译时间不计入）。"
@@ -92,12 +88,6 @@ WORDS = {
         "fashion": "Fashion-MNIST，{train:,} 张",
         "imbalanced": "，1:20",
         "few": "，各类同样多",
-    },
-    "docs/leaderboard.md": {
-        "race_columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
-    },
-    "docs/leaderboard.zh.md": {
-        "race_columns": "| 项目 | 精度 | p | 训练，秒 | 整个进程，秒 | 计算量，TFLOP | 硬件 | 日期 |",
     },
 }
 
@@ -712,8 +702,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/own-images.md": partial(own_images, WORDS["docs/own-images.md"]),
     "docs/own-images.zh.md": lambda: chinese(own_images(WORDS["docs/own-images.zh.md"])),
     "docs/scale.md": scale,
-    "docs/leaderboard.md": partial(leaderboard, WORDS["docs/leaderboard.md"]),
-    "docs/leaderboard.zh.md": lambda: chinese(leaderboard(WORDS["docs/leaderboard.zh.md"])),
+    "docs/leaderboard.md": partial(leaderboard, WORDS["README.md"]),
+    "docs/leaderboard.zh.md": lambda: chinese(leaderboard(WORDS["README.zh.md"])),
     "docs/export.md": lambda: f"{export()}\n\n{in_browser()}",
     "docs/serve.md": service,
 }

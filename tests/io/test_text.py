@@ -34,7 +34,7 @@ from cnnlab.data.archives import open_archive
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.hardware import pick_device
-from cnnlab.io.csv import read_table
+from cnnlab.io.csv import read_header, read_table
 from cnnlab.io.decode import ENDINGS, BadImage, Decoding, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
@@ -451,6 +451,11 @@ def test_tables_that_would_fill_the_memory_are_refused(
     monkeypatch.setattr("cnnlab.io.csv._LARGEST", 3_000_000 if content.count(b"cat") else 1 << 28)
     with pytest.raises(CnnlabError, match=message):
         read_table(io.BytesIO(content), "labels.csv")
+
+
+def test_a_quoting_error_in_a_header_names_its_line() -> None:
+    with pytest.raises(CnnlabError, match=r"a\.csv, line 3:"):
+        read_header(io.BytesIO(b'\n\n"id"s,label\n1,cat\n'), "a.csv")
 
 
 # Recipes and other JSON
