@@ -154,10 +154,10 @@ RECIPES: dict[str, Recipe] = {
         # Not measured: the data was not available.
         replace(_CIFAR_LARGE, name="speed/cifar100-70", data="cifar100", epochs=16),
         replace(_CIFAR_LARGE, name="speed/cifar100-75", data="cifar100", model="airbench96", epochs=24, shift=4),
-        # On the validation split, five seeds. The second: benchmarks/results/cifar-speed_*.json.
+        # On the validation split, five seeds: benchmarks/records/.
         # val acc 0.9143 ± 0.0015 with six views, 296 s
         _CIFAR,
-        # val acc 0.9341 ± 0.0008, 0.9422 ± 0.0011 with six views; 477 s of training on Zen 5
+        # val acc 0.9436 ± 0.0005 with six views, 875 s
         _CIFAR_LARGE,
         # Not measured: for a GPU.
         replace(_CIFAR, name="speed/cifar-96", model="airbench96", epochs=40, batch_size=1000, shift=4, cutout=12),
