@@ -2,7 +2,8 @@
 
 Runs `cnnlab reproduce NAME...` and writes build/results/reproduce-LABEL_HARDWARE_DATE.json, from which
 benchmarks/tables.py writes docs/reproduction.md. Needs Fashion-MNIST (CNNLAB_DATA, or the network). The classical
-baselines start without cached features; the methods named in one call share them.
+baselines start without cached features; the methods named in one call share them. With --runs-dir, the runs are kept,
+and the same command continues after a stop.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from pathlib import Path
 
 from _common import add_out, write_result
-from cnnlab.chapter.reproduce import Plan, reproduce
+from cnnlab.chapter.reproduce import Plan, Reproduction, reproduce, resume_reproduction
 from cnnlab.cli.chapter import plan_text, reproduction_text
 from cnnlab.data import data_folder
+from cnnlab.io.files import read_json
 
 
 def main() -> None:
@@ -26,25 +29,35 @@ def main() -> None:
     parser.add_argument("--limit", type=int)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--note", default="", help="what a reader must know, such as other work on the machine")
+    parser.add_argument("--runs-dir", type=Path, help="folder that keeps the runs. Default: a temporary one")
     add_out(parser)
     args = parser.parse_args()
-    plans: list[Plan] = []
 
     def confirm(plan: Plan) -> bool:
-        plans.append(plan)
         print(plan_text(plan), flush=True)
         return True
 
     data = data_folder()  # before the cache folder changes
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
-        found = reproduce(
-            args.names, seeds=args.seeds, epochs=args.epochs, limit=args.limit, confirm=confirm, runs_dir=folder,
-            device=args.device, data_dir=data, progress="lines",
-        )  # fmt: skip
+        runs_dir, name = args.runs_dir or Path(folder), "-".join((args.label, *args.names))
+        common = {"runs_dir": runs_dir, "device": args.device, "data_dir": data, "progress": "lines"}
+        started = runs_dir / name / "reproduction.json"
+        if started.is_file():
+            found: Reproduction | None = resume_reproduction(name, **common)
+        else:
+            found = reproduce(
+                args.names, seeds=args.seeds, epochs=args.epochs, limit=args.limit, name=name, confirm=confirm, **common
+            )
         assert found is not None
-        print(reproduction_text(found), flush=True)
-    figures = {"rows": found.rows, "estimated_seconds": plans[0].seconds, "n": args.seeds, "note": args.note}
+        plan = read_json(started)
+    print(reproduction_text(found), flush=True)
+    figures = {
+        "rows": found.rows,
+        "estimated_seconds": plan["estimated_seconds"],
+        "n": plan["seeds"],
+        "note": args.note,
+    }
     print(write_result(f"reproduce-{args.label}", args.device, figures, args.out))
 
 
