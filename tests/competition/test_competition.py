@@ -459,6 +459,14 @@ def test_retraining_needs_a_finished_training_and_applies_its_limit(finished: Co
     assert "trained on 40 labelled images" in str(result)
 
 
+def test_a_training_with_folds_is_retrained_on_all_images(finished: Competition, tmp_path: Path) -> None:
+    work = replace(finished, path=tmp_path / "runs" / "f")
+    work.path.mkdir(parents=True)
+    kept = [s for s in QUICK if s not in ("--set", "val_fraction=0.2")]
+    steps.train(work, settings=[*kept, "epochs=1", "folds=3", "fold=2"], threads=1)
+    assert steps.retrain(work, threads=1).summary["images"]["train"] == TRAIN  # type: ignore[union-attr]
+
+
 def test_changed_images_are_detected(forest: Path, finished: Competition, tmp_path: Path) -> None:
     folder, runs_dir = tmp_path / "files", tmp_path / "runs"
     shutil.copytree(forest, folder)
@@ -569,6 +577,7 @@ def test_a_step_out_of_order_names_the_missing_step(forest: Path, cnnlab: Comman
         (["submit", "--name", "nothing"], "nothing has no prepared competition"),
         (["score", "nothing.csv", "--labels", "x.csv"], "nothing.csv"),
         (["get", "what; rm"], "what; rm"),
+        (["all", "nowhere", "--tta", "flop"], "flop"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], told: str, cnnlab: Command) -> None:
@@ -582,6 +591,7 @@ def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> Non
         (["submit", *at, "--run", "lost"], "lost"),
         (["submit", *at, "--threads", "99"], "threads=99"),
         (["train", *at, "--seeds", "0"], "seeds=0"),
+        (["train", *at, "--set", "name=mine"], "not a setting"),
         (["train", *at, "--set", "eval_split=test"], "eval_split=test"),
         (["train", *at, "--recipe", "cifar/10mins"], "did you mean cifar/10min"),
     ):

@@ -267,6 +267,28 @@ def test_splits_that_are_not_used_are_named(tmp_path: Path) -> None:
     assert any("unsupervised" in note for note in found.notes)
 
 
+def test_splits_that_name_their_classes_differently_are_refused(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    made = {
+        split: library.Dataset.from_dict(
+            {"image": [{"bytes": picture(), "path": None}] * 2, "label": [0, 1]},
+            library.Features({"image": library.Image(), "label": library.ClassLabel(names=names)}),
+        )
+        for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"]))
+    }
+    for split, part in made.items():
+        part.save_to_disk(str(tmp_path / "set" / split))
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(CnnlabError, match="dog"):
+        load(f"hf:{tmp_path / 'set'}", tmp_path)
+
+
+def test_a_path_may_contain_the_sign_of_a_configuration(tmp_path: Path) -> None:
+    source = save_set(tmp_path / "me@host", train={"x": [0] * 4})
+    assert len(load(source, tmp_path)) == 4
+    assert absolute(source) == source
+
+
 def test_a_table_may_name_only_files_below_its_folder(tmp_path: Path) -> None:
     library = pytest.importorskip("datasets")
     (tmp_path / "set").mkdir()

@@ -93,6 +93,11 @@ def test_palettes_and_transparency_become_colour() -> None:
         assert own_images(Pairs(images, LABELS)).train.images.shape == (6, 3, 5, 5)
 
 
+def test_grey_with_transparency_stays_grey() -> None:
+    images = [picture.convert("LA") for picture in pictures(GREY)]
+    assert torch.equal(own_images(Pairs(images, LABELS)).train.images, torch.from_numpy(GREY))
+
+
 X = torch.from_numpy(GREY)
 
 
@@ -128,6 +133,7 @@ X = torch.from_numpy(GREY)
         [("1.png", 0)],
         [(GREY[0], 0), (GREY[0, :, :2], 1)],
         Pairs(GREY, LABELS, ["a", "b"]),  # a label without a name
+        Pairs([Image.fromarray(np.full((5, 5), 4000, np.uint16))] * 6, LABELS),  # Pillow would clip it at 255
         Pairs(GREY, LABELS[:5]),  # fewer labels than its length says
         ImageSet(X, torch.from_numpy(LABELS), list("abcdef"), ["a"]),
         ImageSet(X[:0], torch.zeros(0, dtype=torch.int64), [], ["a"]),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from cnnlab.data import SourceOptions, load_images
 from cnnlab.data.imageset import ImageSet
@@ -140,6 +140,32 @@ def test_stacks_keep_their_size(tmp_path: Path) -> None:
             np.save(tmp_path / "stacks" / name / f"{i}.npy", DRAW.integers(0, 256, (5, 40, 40), np.uint8))
     pack_source(f"folder:{tmp_path / 'stacks'}", size=24)
     assert_same_images(load_source("pack:store"), load_source(f"folder:{tmp_path / 'stacks'}"))
+
+
+def test_deep_colour_keeps_its_size_and_its_range(tmp_path: Path) -> None:
+    source = f"folder:{tmp_path / 'deep'}"
+    for name in "ab":
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for i in range(3):
+            values = DRAW.integers(0, 4096, (40, 40, 3), np.uint16)  # Pillow would drop the lower byte
+            (tmp_path / "deep" / name / f"{i}.ppm").write_bytes(b"P6 40 40 65535\n" + values.astype(">u2").tobytes())
+    pack_source(source, size=24)
+    assert_same_images(load_source("pack:store"), load_source(source))
+
+
+def test_a_file_of_a_format_that_is_not_read_is_refused_when_resized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(DRAW.integers(0, 256, (30, 30, 3), np.uint8)).save(tmp_path / "set" / name / f"{i}.png")
+    Image.new("RGB", (30, 30)).save(tmp_path / "set" / "a" / "script.png", "EPS")  # Pillow would run Ghostscript
+    opened: list[object] = []
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "_open", opened.append)
+    with pytest.raises(CnnlabError, match=r"script\.png"):
+        pack_source(f"folder:{tmp_path / 'set'}", size=24)
+    assert not opened
 
 
 def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, cnnlab: Command) -> None:

@@ -110,6 +110,19 @@ def test_labels_are_read_from_json() -> None:
     assert load_source("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image
 
 
+def test_a_field_of_json_gives_the_split() -> None:
+    splits = ["train", "train", "val", "test"]
+    about = [json.dumps({"label": "ab"[i % 2], "split": split}).encode() for i, split in enumerate(splits)]
+    write_shard("t.tar", ((f"{i}.{e}", c) for i in range(4) for e, c in (("json", about[i]), ("jpg", jpeg()))))
+    assert [load_source("wds:t.tar", split).ids for split in ("train", "validation", "test")] == [
+        ["t/0.jpg", "t/1.jpg"], ["t/2.jpg"], ["t/3.jpg"],
+    ]  # fmt: skip
+    assert len(load_source("wds:t.tar", columns="split=")) == 4
+    write_shard("odd.tar", [("1.jpg", jpeg()), ("1.json", b'{"label": "a", "split": "often"}')])
+    with pytest.raises(CnnlabError, match="often"):
+        load_source("wds:odd.tar")
+
+
 @pytest.mark.parametrize(
     ("files", "mode", "text"),
     [
@@ -168,6 +181,19 @@ def test_parquet_files_are_read(cnnlab: Command) -> None:
         load_source("parquet:bad.parquet")
     with pytest.raises(CnnlabError, match="does not exist"):
         load_source("parquet:none.parquet")
+
+
+def test_parquet_files_that_name_their_classes_differently_are_refused() -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    for split, names in (("train", ["cat", "dog"]), ("test", ["dog", "cat"])):
+        about = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+        table = pa.table({"image": [{"bytes": jpeg(), "path": None}] * 2, "label": [0, 1]})
+        Path("set").mkdir(exist_ok=True)
+        pq.write_table(table.replace_schema_metadata({"huggingface": about}), f"set/{split}.parquet")
+    with pytest.raises(CnnlabError, match="test.parquet"):
+        load_source("parquet:set")
 
 
 def test_parquet_rows_can_be_read_in_any_order() -> None:

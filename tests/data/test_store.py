@@ -518,7 +518,7 @@ def test_names_in_another_case_are_found_and_other_kinds_of_files_refused(leaves
     assert "Species.xlsx is an Excel workbook, not a CSV file" in preparation_error(folder)
     (tmp_path / "outer").mkdir()
     folder.rename(tmp_path / "outer" / "inner")
-    assert "but inner in it has: give that folder" in preparation_error(tmp_path / "outer")
+    assert "its folder inner does; give that folder" in preparation_error(tmp_path / "outer")
 
 
 def test_a_damaged_zip_is_refused(leaves: Leaves) -> None:

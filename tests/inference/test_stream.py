@@ -273,6 +273,19 @@ def test_a_process_killed_while_finishing_is_continued(
 
 
 @pytest.mark.usefixtures("small_batches")
+def test_rows_that_were_moved_away_are_not_a_finished_file(
+    digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command
+) -> None:
+    bad = copy_with_damage(photos, tmp_path / "bad")
+    command = ("predict", digits_run.path, bad, "--out", "x.csv")
+    one_line_error(cnnlab(*command))
+    rows = Path("x.csv.part").read_bytes()
+    Path("x.csv.part").rename("x.csv")
+    assert "exists" in one_line_error(cnnlab(*command))
+    assert Path("x.csv").read_bytes() == rows
+
+
+@pytest.mark.usefixtures("small_batches")
 def test_a_damaged_image_stops_and_the_same_command_continues(
     digits_run: Run, photos: Path, tmp_path: Path, cnnlab: Command
 ) -> None:

@@ -102,7 +102,7 @@ class Place:
         there = ", ".join(self._names[:12]) or "nothing"
         inside = [n for n in self._names if not self._zip and (self.path / n / name).exists()]
         if len(inside) == 1:
-            return CnnlabError(f"{self.path} has no {name} ({what}), but {inside[0]} in it has: give that folder")
+            return CnnlabError(f"{self.path} has no {name} ({what}), but its folder {inside[0]} does; give that folder")
         zips = [n for n in self._names if n.endswith(".zip")]
         hint = f"; if {zips[0]} is the competition's zip, give {self.path / zips[0]} itself" if zips else ""
         return CnnlabError(f"{self.path} has no {name} ({what}); it has {there}{hint}")
@@ -153,7 +153,8 @@ class Place:
         info = self._files[name]
         if info.file_size > 2 * self.path.stat().st_size:
             raise CnnlabError(
-                f"{self.path.name}: {name} unpacks to {info.file_size:,} bytes, more than any archive does"
+                f"{self.path.name}: {name} unpacks to {info.file_size:,} bytes, more than twice the zip's own size; "
+                "unpack it, and give the folder"
             )
         try:
             with self._open(name) as source, copy.open("wb") as target:

@@ -133,7 +133,9 @@ def read_roster(path: Path) -> Roster:
     people = {key(person.name): person for person in _named_apart(roster.people)}
     roster = Roster(list(people.values()), roster.passed + _namesakes(roster.people))
     if not 0 < len(roster.people) <= MOST_STUDENTS:
-        raise CnnlabError(f"the roster {path} has {len(roster.people):,} students; give it a name per line")
+        raise CnnlabError(
+            f"the roster {path} has {len(roster.people):,} students, not 1 to {MOST_STUDENTS:,}; name the right file"
+        )
     return roster
 
 

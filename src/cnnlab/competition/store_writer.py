@@ -113,7 +113,8 @@ class StoreWriter:
         classes = sorted({label for _, label, _ in good})
         for _, label, _ in rows:
             if label not in classes:
-                raise CnnlabError(f"no image of class {label} could be read; the first: {min(bad.items())[1]}")
+                first = min(row for row in bad if rows[row][1] == label)
+                raise CnnlabError(f"no image of class {label} could be read; the first: {bad[first]}")
         if bad:
             self._drop_rows(set(bad))
         number = {label: k for k, label in enumerate(classes)}

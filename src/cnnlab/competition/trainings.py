@@ -128,7 +128,7 @@ def retrain(
             f"--name {competition.path.name}"
         )
     recipe = open_series(path).recipe if is_series(path) else runs.open_run(path).recipe
-    everything = recipe.changed(eval_split="train", val_fraction=0.0, select="accuracy", patience=0)
+    everything = recipe.changed(eval_split="train", val_fraction=0.0, folds=0, fold=0, select="accuracy", patience=0)
     return _train_or_resume(competition.path / "retrain", everything, seeds, device, threads, progress)
 
 

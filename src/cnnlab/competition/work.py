@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ class Competition:
         """Return the prepared images. Raise CnnlabError if they are gone or have been replaced by others."""
         if not (self.store / "store.json").is_file():
             raise CnnlabError(
-                f"the store {self.store} of {self.path} is gone; prepare it again: cnnlab kaggle prepare {self.folder} "
-                f"--name {self.path.name}, with the same options"
+                f"the store {self.store} of {self.path} is gone; prepare it again: cnnlab kaggle prepare "
+                f"{shlex.join([str(self.folder), '--name', self.path.name])}, with the same options"
             )
         store = open_store(self.store)
         if store.info["fingerprint"] != self.fingerprint:

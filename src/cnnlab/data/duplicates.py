@@ -129,9 +129,9 @@ def duplicates(
         titled = [
             (f"{p.similarity:.3f}{'!' if p.disagrees else ''} {' '.join(dict.fromkeys(p.parts))}",
              [viewable(images[i]) for i in (a, b)])
-            for p, (a, b, _) in zip([*found.exact, *found.near], [*exact, *near], strict=True)
+            for p, (a, b, _) in zip([*found.exact, *found.near][:_PICTURED], [*exact, *near][:_PICTURED], strict=True)
         ]  # fmt: skip
-        plots.save(picture, plots.pairs(titled[:_PICTURED]))
+        plots.save(picture, plots.pairs(titled))
     return found
 
 

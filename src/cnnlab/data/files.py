@@ -130,6 +130,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
     files, labels = part.files, np.array(part.labels, np.int64)
     images = np.empty((len(files), how.channels, how.size, how.size), np.uint8)
     good, skipped = [], []
+    first_skipped: dict[int, str] = {}  # of each class
     odd: dict[str, list[Path | Item]] = defaultdict(list)
 
     def read(i: int) -> BadImage | list[str]:
@@ -148,6 +149,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
                     odd[remark].append(files[i])
             elif options.skip_bad:
                 skipped.append(str(bad))
+                first_skipped.setdefault(part.labels[i], str(bad))
             else:
                 pool.shutdown(cancel_futures=True)
                 absent = isinstance(bad, NoSuchImage)
@@ -156,8 +158,8 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
             options.report(f"reading {Path(listing.name).name}, {split}", i + 1, len(files))
     emptied = sorted(set(part.labels) - set(labels[good].tolist()))
     if emptied:
-        name = listing.classes[emptied[0]]
-        raise CnnlabError(f"no {split} image of class {name} in {listing.name} could be read; the first: {skipped[0]}")
+        name, why = listing.classes[emptied[0]], first_skipped[emptied[0]]
+        raise CnnlabError(f"no {split} image of class {name} in {listing.name} could be read; the first: {why}")
     images = images[good] if skipped else images
     return ImageSet(
         torch.from_numpy(images),
@@ -360,6 +362,11 @@ def _channels(listing: Listing, counts: dict[Path | Item, int]) -> int:
         each = ", ".join(f"{totals[count]:,} of {count} (such as {first[count]})" for count in found)
         raise CnnlabError(f"the images of {listing.name} differ in their channels: {each}; convert or remove some")
     return found[-1]
+
+
+def fixed_fit_note(path: Path, fit: str, wanted: str) -> str:
+    """Return a note on stored pixels that were fitted in another way than the recipe's."""
+    return f"the pixels of {path} were stored with fit={fit}, so fit={wanted} is not applied"
 
 
 def fitting_note(sizes: Sizes | None, how: Decoding) -> Iterator[str]:

@@ -144,7 +144,7 @@ def deal(labels: Tensor, units: Tensor, shares: Sequence[float], seed: int) -> T
     """Divide images into parts that have the given shares of each class, as far as the units allow.
 
     Return the part of each image, (N,) int64. labels, units: (N,) int64. With two parts, a unit that holds all images
-    of a class goes to part 0, the training images. The same arguments give the same parts on every machine.
+    of a class goes to part 0, the training part. The same arguments give the same parts on every machine.
     """
     classes, number = int(labels.max()) + 1, int(units.max()) + 1
     pairs, counts = (units * classes + labels).unique(return_counts=True)

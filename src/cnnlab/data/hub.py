@@ -42,8 +42,15 @@ def listing(name: str, options: SourceOptions) -> Listing:
         else:
             notes.append(f"column {quoted(column)} is not used: the set has the splits {', '.join(splits)}")
     feature = train.features[columns["label"]]
-    texts = {split: _texts(source, data[columns["label"]], feature) for split, data in splits.items()}
     known = getattr(feature, "names", None)
+    for split, data in splits.items():
+        own = getattr(data.features[columns["label"]], "names", None)
+        if known and own and own != known:
+            raise CnnlabError(
+                f"{source}: the {split} split names its classes {first(own)}, the first split {first(known)}; save all "
+                "splits with the same ClassLabel names"
+            )
+    texts = {split: _texts(source, data[columns["label"]], feature) for split, data in splits.items()}
     complete = options.decoding is None
     if complete and "train" not in splits:
         raise CnnlabError(f"{source} has no training split, only {', '.join(splits)}")
@@ -73,7 +80,15 @@ def listing(name: str, options: SourceOptions) -> Listing:
 
 def local(name: str) -> Path | None:
     """Return the local folder that `hf:NAME` names, or None for a name on the hub."""
-    return path if (path := expand(name.partition("@")[0])).exists() else None
+    return path if (path := expand(_parted(name)[0])).exists() else None
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """Return the path or the name on the hub, and the configuration, which may be ""; a path may contain `@`."""
+    if expand(name).exists():
+        return name, ""
+    head, at, configuration = name.rpartition("@")
+    return (head, configuration) if at else (name, "")
 
 
 def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]:
@@ -84,10 +99,10 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
         raise CnnlabError(
             f"hf:{name} needs the datasets library; install it with pip install 'cnnlab[hf]', or give folder:PATH"
         ) from error
-    path, _, configuration = name.partition("@")
+    path, configuration = _parted(name)
     folder = local(name)
     if folder is None and path.startswith(("/", ".", "~")):
-        raise SourceMissing(f"hf:{path} does not exist; give a folder, or the name of a set of the hub")
+        raise SourceMissing(f"hf:{name} does not exist; give a folder, or the name of a set of the hub")
     datasets.disable_progress_bars()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # or it prints every attempt to connect
     options.report(f"loading {name}", 0, 0)
@@ -115,7 +130,7 @@ def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]
         if len(several) > 1:
             raise CnnlabError(
                 f"hf:{name}: {first(several)} could each be the {split} split; "
-                "save those to use with save_to_disk of the datasets library, and give that folder"
+                "save only the splits to use, with save_to_disk of the datasets library, and give that folder"
             )
     order = [split for split in ("train", "validation", "test") if split in names]
     notes = [f"splits that are not used: {first(unused)}"] * bool(unused)

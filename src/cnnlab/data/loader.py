@@ -165,8 +165,8 @@ class Loader:
 
     own: the user's augmentation, applied after `augmentation` and before images are mixed. balance: as in a recipe, for
     shuffled batches. passes: how often a shuffled epoch goes over the set. resident: whether the set is kept on the
-    device. Default: if it fits. world: the processes among which each batch is divided. The batches depend on neither
-    `resident` nor `world`.
+    device. Default: if it fits. world: the processes among which each batch is divided. Without `own`, the
+    batches depend on neither `resident` nor `world`.
     """
 
     def __init__(

@@ -35,8 +35,8 @@ def own_images(data: Any, classes: list[str] | None = None) -> OwnImages:
 
     data: an ImageSet; a torch Dataset or a list of pairs (image, label); a tuple (X, y) of images (N, C, H, W),
     (N, H, W) or, as an array, (N, H, W, C), and labels (N,) in 0..K-1; or a pair of these, to train and to evaluate
-    on. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names. Default: those of the
-    ImageSet or of the dataset's attribute `classes`, else numbers. Raise CnnlabError for anything else.
+    on. Images hold uint8 in 0..255 or floating point in 0..1. classes: K names, for data without names of their own,
+    which an ImageSet or a dataset's attribute `classes` gives. Default: numbers. Raise CnnlabError for anything else.
     """
     several = isinstance(data, tuple) and len(data) == 2 and not _is_array(data[0])
     parts = [_read(part) for part in (data if several else (data,))]
@@ -158,7 +158,9 @@ def _read_items(dataset: Any) -> tuple[Tensor, Tensor, list[str]]:
                 f"item {i} of the {type(dataset).__name__} is not a pair (image, integer label)"
             ) from error
         if isinstance(image, Image.Image):
-            image = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+            if image.mode.startswith(("I", "F")):  # Pillow would clip its values at 255
+                raise _wrong_type(f"Pillow's mode {image.mode}")
+            image = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
         if not _is_array(image):
             raise CnnlabError(
                 f"image {i} of the {type(dataset).__name__} is {type(image).__name__}: expected a PIL image, an array "

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnlab.data.files import Sizes, fitting_note, side_for
+from cnnlab.data.files import Sizes, fitting_note, fixed_fit_note, side_for
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.packed import PackedImages, Shards
 from cnnlab.data.store import STORE_LIMIT, mapped
@@ -92,6 +92,8 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
         _check_pixels(pack, how, options)
     if options.decoding is None and pack.sizes is not None:
         notes = list(fitting_note(pack.sizes, how))
+    elif options.decoding is None and info["fit"] not in (None, options.fit):
+        notes = [fixed_fit_note(path, info["fit"], options.fit)]
     counts = info["splits"]
     first = sum(count for name, count in counts.items() if _ORDER[name] < _ORDER[split])
     rows = np.arange(first, first + counts[split])

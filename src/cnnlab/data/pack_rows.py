@@ -18,8 +18,19 @@ from cnnlab.data import is_listed, list_files, load_images
 from cnnlab.data.files import Seen, Sizes, side_for, survey_files, warnings_of
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.pack import FORMAT
-from cnnlab.io.decode import LARGEST_FILE, BadImage, Decoding, Item, NoSuchImage, decode_checked, probe
+from cnnlab.io.decode import (
+    LARGEST_FILE,
+    BadImage,
+    Decoding,
+    Item,
+    NoSuchImage,
+    Picture,
+    decode_checked,
+    probe,
+    read_image,
+)
 from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.stacks import Stack
 
 _SMALL = 128  # images of one size, up to this side in pixels, are stored as pixels
 _QUALITY = 90  # of a reduced JPEG
@@ -96,8 +107,7 @@ def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int)
             if raw and (shape := probe(str(file), content).size) != (side, side):
                 return BadImage(f"{file} is {shape[0]} x {shape[1]} pixels, and the others {side} x {side}")
             if size or quality:
-                content, now = _smaller(content, size, quality)
-                now = now or probe(str(file), content).size
+                content, now = _smaller(str(file), content, size, quality)
             pixels, remarks = decode_checked(Item(str(file), lambda: content), how)
         except BadImage as error:
             return error
@@ -190,27 +200,29 @@ def _file_bytes(file: Path | Item) -> bytes:
         raise BadImage(f"{file} cannot be read: {reason(error, 200)}") from error
 
 
-def _smaller(content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int] | None]:
-    """Return an image file as a JPEG, and its (width, height), or None for what Pillow cannot open.
+def _smaller(name: str, content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
+    """Return an image file as a JPEG, and its (width, height). name: for messages. Raise BadImage.
 
     The shorter side is reduced to `size`, unless that is 0.
     Images that JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stay as they
     are. Without `quality`, so do JPEGs and WebPs that are small enough.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            plain = image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
-            if not plain or (not quality and min(image.size) <= size and image.format in ("JPEG", "WEBP")):
-                return content, image.size
-            upright = ImageOps.exif_transpose(image)
-            upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")
-            share = size / min(upright.size)
-            if size and share < 1:
-                w, h = upright.size
-                upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
-            return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
-    except Exception:  # Pillow does not open it; another reader may, and decoding will say so if not
-        return content, None
+
+    def convert(image: Picture) -> tuple[bytes, tuple[int, int]]:
+        if isinstance(image, Stack):
+            return content, image.size
+        plain = image.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and not image.has_transparency_data
+        if not plain or (not quality and min(image.size) <= size and image.format in ("JPEG", "WEBP")):
+            return content, image.size
+        upright = ImageOps.exif_transpose(image)
+        upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")
+        share = size / min(upright.size)
+        if size and share < 1:
+            w, h = upright.size
+            upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
+        return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
+
+    return read_image(name, content, convert)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:

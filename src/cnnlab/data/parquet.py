@@ -44,7 +44,7 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
         raise CnnlabError(f"{source} needs pyarrow; install it with pip install 'cnnlab[parquet]'") from error
     files = shard_files(source, pattern, ".parquet")
     samples: list[Sample] = []
-    names: list[str] = []
+    names, named = list[str](), Path()  # class names, and the file that gave them
     note = ""
     for done, (file, name) in enumerate(zip(files, shard_names(files), strict=True)):
         options.report(f"reading the tables of {Path(pattern).name}", done, len(files))
@@ -52,11 +52,18 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
             schema = pq.read_schema(file)
             places, remark = _columns(str(file), schema, options.columns)
             columns = {kind: schema.names[place] for kind, place in places.items()}
-            names = names or _class_names(schema, columns["label"])
+            own_names = _class_names(schema, columns["label"])
             wanted = [column for kind, column in columns.items() if kind != "path"]
             table = pq.read_table(file, columns=wanted).to_pydict()
         except (pa.ArrowException, OSError) as error:
             raise CnnlabError(f"{file} is damaged: {reason(error, 200)}; get it again") from error
+        if names and own_names and names != own_names:
+            raise CnnlabError(
+                f"{file} names its classes {first(own_names)}, and {named} {first(names)}; write all files with the "
+                "same ClassLabel names"
+            )
+        if not names:
+            names, named = own_names, file
         note = note or remark
         rows = _Rows(file, columns["path"])
         split = split_of_file(file)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnlab.data.files import fixed_fit_note
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.io.decode import FITS, Decoding
 from cnnlab.io.errors import CnnlabError, SourceMissing, expand, reason
@@ -83,7 +84,9 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
     if split != "train":
         return None
     # Without `fit`, all images had the right size already: the training decides how to fit other files.
-    return replace(store.train, decoding=how if store.info["fit"] else replace(how, fit=options.fit))
+    fit = store.info["fit"]
+    notes = (fixed_fit_note(path, fit, options.fit),) if fit and options.decoding is None and fit != options.fit else ()
+    return replace(store.train, decoding=how if fit else replace(how, fit=options.fit), notes=notes)
 
 
 def open_store(path: Path) -> Store:

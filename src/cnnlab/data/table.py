@@ -287,7 +287,7 @@ def _find_files(table: Path, names: Sequence[str]) -> tuple[list[Path], str]:
             near = index.find(name)
             if len(near) > 1:
                 raise CnnlabError(
-                    f"{table}: {quoted(name)} could be {near[0]} or {near[1]}; write the path from {root}"
+                    f"{table}: {quoted(name)} could be {near[0]} or {near[1]}; write its path relative to {root}"
                 )
             if near:
                 elsewhere.append(near[0])

@@ -15,8 +15,10 @@ from typing import Any
 
 from cnnlab.data.files import Listing
 from cnnlab.data.imageset import SourceOptions
+from cnnlab.data.scan import split_of
 from cnnlab.data.shards import Sample, listing_of, shard_files, shard_names, split_of_file
 from cnnlab.data.table import choose_columns, parse_columns
+from cnnlab.io.csv import quoted
 from cnnlab.io.decode import ENDINGS, LARGEST_FILE, Item
 from cnnlab.io.errors import CnnlabError, reason
 
@@ -28,9 +30,9 @@ _IMAGE, _CLASS = "the image", "the class file"  # in place of a column's name
 def listing(pattern: str, options: SourceOptions) -> Listing:
     """Return the images of tar shards: a file, a folder, or a pattern such as `train-{000..146}.tar`.
 
-    The label is the text of KEY.cls, or a field of KEY.json. `options.columns` names this field, and those of groups
-    and weights; without it, KEY.json is read only where there is no KEY.cls. The split comes from the name of the shard
-    or its folder. Raise CnnlabError for unusable shards.
+    The label is the text of KEY.cls, or a field of KEY.json. `options.columns` names this field, and those of splits,
+    groups and weights; without it, KEY.json is read only where there is no KEY.cls. Without a field for the split, it
+    comes from the name of the shard or its folder. Raise CnnlabError for unusable shards.
     """
     source = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
@@ -106,6 +108,15 @@ def _sample(
         for kind in ("label", "group", "weight"):
             value = [None, *fields.values()][places.get(kind, 0)]
             values[kind] = "" if value is None else str(value).strip()
+        if "split" in places:
+            text = str([None, *fields.values()][places["split"]] or "").strip()
+            split = split_of(text)
+            if split is None:
+                raise CnnlabError(
+                    f"{where}: the split is {quoted(text)}; write train, validation or test, or set columns=split= to "
+                    "do without that field"
+                )
+            values["split"] = split
     return Sample(item, **{"label": "", **values}), note
 
 

@@ -79,7 +79,7 @@ def expand(path: str | Path) -> Path:
         rest = str(path)[address.end() :]
         raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")
     if "\0" in str(path):
-        raise CnnlabError(f"{path}: a file's name cannot have a zero byte; correct it")
+        raise CnnlabError(f"{path}: a file name cannot contain a zero byte; correct it")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

@@ -103,10 +103,11 @@ def samples(rows: Sequence[Sequence[Any]], names: Sequence[str]) -> Figure:
 
 def mosaic(rows: Sequence[Sequence[Any]], white: float = 255) -> np.ndarray:
     """Return rows of arrays (H, W, C), all of one shape, as one array with white gaps."""
-    height, width, channels = rows[0][0].shape
+    first = next(image for row in rows for image in row)
+    height, width, channels = first.shape
     gap = max(1, width // 12)
     size = len(rows) * (height + gap) - gap, max(map(len, rows)) * (width + gap) - gap, channels
-    whole = np.full(size, white, rows[0][0].dtype)
+    whole = np.full(size, white, first.dtype)
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             y, x = i * (height + gap), j * (width + gap)

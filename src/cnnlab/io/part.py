@@ -28,7 +28,8 @@ class PartFile:
     """A writer of the new file `path`, which continues where another process stopped. Use it as a context manager.
 
     key: plain values that the lines depend on. complete: an earlier process had done all but the last step. Raise
-    CnnlabError if `path` exists, if its part belongs to another key, or if another process writes it.
+    CnnlabError if `path` exists, if its part belongs to another key, or if another process writes it. `key` must not
+    have the name `finished`, which marks that all lines are written.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any]) -> None:
@@ -70,9 +71,9 @@ class PartFile:
 
     def _open(self) -> None:
         if self.state.exists():
-            self._check_key()
-            # An earlier process was killed in the last steps of `finish`, or the part was removed by hand.
-            if not self.part.exists() and (self.new.exists() or self.path.exists()):
+            finished = self._check_key()
+            # An earlier process was killed in the last steps of `finish`.
+            if finished and not self.part.exists() and (self.new.exists() or self.path.exists()):
                 self.complete = True
                 self._publish()
                 return
@@ -84,8 +85,10 @@ class PartFile:
         self.part.touch()
         self._file = self.part.open("r+b")
 
-    def _check_key(self) -> None:
+    def _check_key(self) -> bool:
+        """Return whether all lines had been written. Raise CnnlabError if the part belongs to another key."""
         before = read_checked(self.state)
+        finished = bool(before.pop("finished", False))
         for name in {**self.key, **before}:
             one, other = before.get(name), self.key.get(name)
             if one != other:
@@ -93,6 +96,7 @@ class PartFile:
                     f"{self.part} belongs to another command ({name}: {truncate(str(one), 50)}, "
                     f"now {truncate(str(other), 50)}); name another file, or remove {self.part} and {self.state}"
                 )
+        return finished
 
     def resume(self, starts: Iterable[bytes], see: Callable[[bytes], object] = len) -> int:
         """Cut off an incomplete last line; return the number of lines that stay.
@@ -130,6 +134,7 @@ class PartFile:
         try:
             os.fsync(self._file.fileno())
             self._file.close()
+            write_checked(self.state, {**self.key, "finished": True})
             if convert is None:
                 os.replace(self.part, self.new)  # noqa: PTH105 - through `os`, where the tests put faults
             else:
@@ -145,6 +150,7 @@ class PartFile:
             try:
                 os.link(self.new, self.path)
             except FileExistsError:
+                check_new(self.path)
                 raise
             except OSError:  # a file system without hard links
                 check_new(self.path)

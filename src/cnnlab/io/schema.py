@@ -2,10 +2,10 @@
 
     {"epoch": COUNT, "loss": NUMBER, "best": (None, [NUMBER]), "name": str}
 
-A dict requires its keys; a key that ends with `?` is optional, and other keys are ignored. A list takes any number of
-items of its one schema, and a tuple lists alternatives. A type takes its instances; a string, None or a plain number
-takes only that value. Numbers are finite and bounded, so that results computed from them are finite, too; `true` is not
-a number.
+A dict requires its keys; a key that ends with `?` is optional. Other keys are ignored, or have the schema of the key
+`*`. A list takes any number of items of its one schema, and a tuple lists alternatives. A type takes its instances; a
+string, None or a plain number takes only that value. Numbers are finite and bounded, so that results computed from them
+are finite, too; `true` is not a number.
 
 Written by hand because msgspec and pydantic need a class per file, cannot check a million integers by their extremes,
 and word their errors for programmers.
@@ -54,11 +54,13 @@ def validation_error(value: Any, want: Any, place: str = "") -> str:
             return ""
         return f"its {place} should be {' or '.join(dict.fromkeys(map(_name, want)))}"
     if isinstance(want, dict) and isinstance(value, dict):
-        missing = [key for key in want if not key.endswith("?") and key not in value]
+        missing = [key for key in want if key != "*" and not key.endswith("?") and key not in value]
         if missing:
             inside = f" in its {place}" if place else ""
             return f"it lacks {', '.join(missing)}{inside}"
-        pairs = ((key.removesuffix("?"), form) for key, form in want.items())
+        pairs = [(key.removesuffix("?"), form) for key, form in want.items() if key != "*"]
+        if "*" in want:
+            pairs += [(key, want["*"]) for key in value.keys() - dict(pairs).keys()]
         errors = (
             validation_error(value[key], form, f"{place}.{key}" if place else key)
             for key, form in pairs
