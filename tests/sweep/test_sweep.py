@@ -251,6 +251,25 @@ def test_two_workers_finish_forty_trials_though_one_is_killed(
     assert not list(tmp_path.glob("s.journal.*.lock"))
 
 
+def test_two_sweeps_share_a_journal(tmp_path: Path, forked: multiprocessing.context.ForkServerContext) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    files = [
+        write_sweep(tmp_path, f'trials = 6\nname = "{name}"\nstorage = "s.journal"\n', name=f"{name}.toml")
+        for name in "ab"
+    ]
+    processes = [forked.Process(target=standin.run_fake_trials, args=(file, log, 0.1)) for file in [*files, files[1]]]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    for file in files:
+        assert sorted(trial.number for trial in sweep_result(read_sweep(file)).trials) == [*range(6)]
+    assert sum(line.startswith("begin") for line in log.read_text().splitlines()) == 12  # none was trained twice
+    assert not list(tmp_path.glob("s.journal.*.lock"))
+
+
 def test_a_trial_of_a_killed_worker_is_resumed_to_the_same_bits(
     tmp_path: Path, forked: multiprocessing.context.ForkServerContext
 ) -> None:

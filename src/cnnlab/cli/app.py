@@ -117,6 +117,8 @@ def main() -> NoReturn:
         # Typer's own errors (unknown option, missing argument) format themselves.
         if not hasattr(error, "format_message"):
             raise
+        if not error.format_message():  # a group without a command: its help has been printed
+            sys.exit(2)
         _fail(f"{error.format_message().rstrip('.')}. See cnnlab --help, or cnnlab COMMAND --help.")
     sys.exit(code if isinstance(code, int) else 0)
 

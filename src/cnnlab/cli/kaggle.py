@@ -285,14 +285,17 @@ def all_(
     Run it again to continue where it stopped.
     """
     from cnnlab import competition as steps
+    from cnnlab.inference.classifier import check_views
 
     def run(command: Callable[..., None]) -> None:
         command(**{name: value for name, value in options.items() if name in inspect.signature(command).parameters})
 
+    if options["views"] is not None:
+        check_views(options["views"])  # before an hour of training, not after it
     run(prepare)
     work = steps.open_competition(options["name"], options["runs_dir"])
     to = _upload_to(work, options["competition"]) if options["upload"] else None
-    steps.check_submittable(work, to)  # before an hour of training, not after it
+    steps.check_submittable(work, to)
     run(show)
     run(train)
     if again:

@@ -21,8 +21,11 @@ from cnnlab.cli.options import (
     Settings,
     SkipBad,
     Threads,
+    all_settings,
+    machine_options,
     named_network,
     one_network,
+    option_words,
     print_training,
 )
 from cnnlab.io.tables import to_json, wrap
@@ -61,12 +64,11 @@ def lr_find(
     The rate rises from step to step of the recipe's training until the loss
     diverges. No image of the test set is read, and no run is created.
     """
-    from cnnlab.recipe import parse_settings
     from cnnlab.training.folders import result_folder
     from cnnlab.training.lr_find import lr_find as find
 
-    model = one_network(model, model_option)
-    settings = parse_settings(set_ or ())
+    settings = all_settings(set_ or (), data=data, model=one_network(model, model_option))
+    model, data = settings.pop("model", None), settings.pop("data", None)
 
     def work() -> str:
         with result_folder("lr-find", out, runs_dir) as folder:
@@ -83,11 +85,7 @@ def lr_find(
         if found.suggestion:
             given = {
                 "--data": data, "--recipe": recipe, "--init-from": init_from, "--model": model,
-                "--data-dir": str(data_dir) if data_dir is not None else None,
-                "--runs-dir": str(runs_dir) if runs_dir != Path("runs") else None,
-                "--device": device if device != "auto" else None,
-                "--threads": str(threads) if threads is not None else None,
-                "--skip-bad": "" if skip_bad else None,
+                **machine_options(device, threads, data_dir, runs_dir, skip_bad=skip_bad),
             }  # fmt: skip
             lines.append(_next_command(given, set_ or [], found.suggestion))
         return "\n".join(lines)
@@ -98,10 +96,11 @@ def lr_find(
 def _next_command(given: dict[str, str | None], set_: list[str], suggestion: dict[str, Any]) -> str:
     """Return the command that trains with the same arguments and the suggested settings.
 
-    given: option -> value; "" for a flag, None if it was not given.
+    given: see `machine_options`.
     """
-    words = [word for option, value in given.items() if value is not None for word in (option, value) if word]
-    kept = [text for text in set_ if text.partition("=")[0].strip().replace("-", "_") not in suggestion]
+    words = option_words(given)
+    elsewhere = {"model", "data", *suggestion}
+    kept = [text for text in set_ if text.partition("=")[0].strip().replace("-", "_") not in elsewhere]
     for text in [*kept, *(f"{key}={value:g}" for key, value in suggestion.items())]:
         words += ["--set", text]
     return f"next: cnnlab train {shlex.join(words)}"

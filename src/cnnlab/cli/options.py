@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -61,13 +61,44 @@ RecipeName = Annotated[
 InitFrom = Annotated[
     str | None,
     typer.Option(
-        metavar="RUN", help="Start from this run's weights. Default network and data: its own.", show_default=False
+        metavar="RUN",
+        help="Start from this run's weights. Without --recipe, its network and data are the defaults.",
+        show_default=False,
     ),
 ]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its name in --runs-dir.")]
 IdColumn = Annotated[str, typer.Option(help="Column of the ids.", rich_help_panel="Layout")]
 LabelColumn = Annotated[str, typer.Option(help="Column of the labels.", rich_help_panel="Layout")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def all_settings(texts: Sequence[str], **options: Any) -> dict[str, Any]:
+    """Return the settings from `--set` and from the given options. Raise CnnlabError for one given twice."""
+    from cnnlab.recipe import parse_settings
+
+    given = {key: value for key, value in options.items() if value is not None}
+    more = parse_settings(texts)
+    if twice := sorted(given.keys() & more.keys()):
+        raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
+    return given | more
+
+
+def machine_options(
+    device: str, threads: int | None, data_dir: Path | None, runs_dir: Path, *, skip_bad: bool
+) -> dict[str, str | None]:
+    """Return the options of a command to repeat in another: option -> value; "" for a flag, None for a default."""
+    return {
+        "--data-dir": None if data_dir is None else str(data_dir),
+        "--runs-dir": None if runs_dir == Path("runs") else str(runs_dir),
+        "--device": None if device == "auto" else device,
+        "--threads": None if threads is None else str(threads),
+        "--skip-bad": "" if skip_bad else None,
+    }
+
+
+def option_words(given: dict[str, str | None]) -> list[str]:
+    """Return the words of a command line. given: see `machine_options`."""
+    return [word for option, value in given.items() if value is not None for word in (option, value) if word]
 
 
 def own_model(name: str | None) -> Builder | None:

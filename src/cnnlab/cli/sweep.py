@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlab.cli.options import AsJson, DataDir, DeviceName, RunsDir, SkipBad, print_training
+from cnnlab.cli.options import (
+    AsJson,
+    DataDir,
+    DeviceName,
+    RunsDir,
+    SkipBad,
+    machine_options,
+    option_words,
+    print_training,
+)
 from cnnlab.io.errors import CnnlabError, needs_extra
 from cnnlab.io.tables import Table, number, to_json, wrap
 from cnnlab.io.text import echo, plural
@@ -51,6 +60,7 @@ def sweep(
 
     definition = read_sweep(file)
     check_files(definition)
+    options = machine_options(device, threads, data_dir, runs_dir, skip_bad=skip_bad)
     machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)
 
     def result() -> str:
@@ -63,22 +73,27 @@ def sweep(
         if found.done and found.best is None:
             why = next((trial.failed for trial in found.trials if trial.failed), "all were pruned")
             raise CnnlabError(f"no trial of {file} has finished: {why}")
-        return to_json(found.to_dict()) if as_json else "\n".join(_lines(found, runs_dir, files))
+        return to_json(found.to_dict()) if as_json else "\n".join(_lines(found, options, files))
 
-    print_training(result, f"Continue with: cnnlab sweep {shlex.quote(str(file))}")
+    words = option_words({"--workers": str(workers) if workers > 1 else None, **options})
+    print_training(result, f"Continue with: cnnlab sweep {shlex.join([str(file), *words])}")
 
 
 def _log(text: str) -> None:
     echo(text, error=True, flush=True)
 
 
-def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
-    """Return the lines that the command prints: the trials, best first, and the next command."""
+def _lines(found: SweepResult, options: dict[str, str | None], files: list[Path]) -> list[str]:
+    """Return the lines that the command prints: the trials, best first, and the next command.
+
+    options: see `machine_options`.
+    """
     from cnnlab.sweep.worker import short
 
     sweep, best = found.sweep, found.best
     if not found.trials:
-        return [f"no trial of {sweep.file} has started; start a worker: cnnlab sweep {shlex.quote(str(sweep.file))}"]
+        command = shlex.join([str(sweep.file), *option_words(options)])
+        return [f"no trial of {sweep.file} has started; start a worker: cnnlab sweep {command}"]
     spread = ["std"] if sweep.seeds > 1 else []
     table = Table("trial", metric_label(sweep.figure), *spread, "state", "epochs", *sweep.search)
     for trial in found.trials[:_MOST_ROWS]:
@@ -95,12 +110,12 @@ def _lines(found: SweepResult, runs_dir: Path, files: list[Path]) -> list[str]:
         lines.append(wrap("importance: " + ", ".join(f"{key} {share:.2f}" for key, share in found.importance.items())))
     lines += [f"{'recipe' if path == sweep.recipe_file else 'page'}: {path}" for path in files]
     if best is not None:
-        run = shlex.quote(str(runs_dir / best.runs[0]))
+        run = shlex.quote(str(Path(options["--runs-dir"] or "runs") / best.runs[0]))
         lines.append(
             wrap(
                 f"note: the best of {plural(found.count('finished'), 'trial')} on the same validation images usually "
                 f"does less well on new images; evaluate it on the test set once, at the very end: cnnlab eval {run}"
             )
         )
-        lines.append(f"next: cnnlab train --recipe {shlex.quote(str(sweep.recipe_file))}")
+        lines.append(f"next: cnnlab train --recipe {shlex.join([str(sweep.recipe_file), *option_words(options)])}")
     return lines

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from cnnlab.cli.options import (
     Settings,
     SkipBad,
     Threads,
+    all_settings,
     named_network,
     one_network,
     own_model,
@@ -110,9 +110,9 @@ def train(
     from cnnlab.training.train import train as train_once
     from cnnlab.training.train_series import train_folds, train_seeds
 
-    settings = _settings(
+    settings = all_settings(
         set_ or (), epochs=epochs, batch_size=batch_size, learning_rate=lr, optimizer=optimizer, seed=seed, folds=folds,
-        group_duplicates=group_duplicates or None, data=data, model=one_network(model, model_option),
+        group_duplicates=group_duplicates or None, data=data, model=one_network(model, model_option), on_nan=on_nan,
     )  # fmt: skip
     model, data = settings.pop("model", None), settings.pop("data", None)
     common: dict[str, Any] = {
@@ -120,6 +120,7 @@ def train(
         "progress": progress, "name": name,
     }  # fmt: skip
     if resume is not None:
+        on_nan = settings.pop("on_nan", None)
         _refuse_beside_resume({
             "MODEL": None if model is not None and is_file(model) else model,
             "--recipe": recipe,
@@ -136,7 +137,6 @@ def train(
         return
     if seeds is not None and folds is not None:
         raise CnnlabError("--seeds and --folds cannot be combined; leave one out")
-    settings |= {"on_nan": on_nan} if on_nan is not None else {}
     common |= {
         "auto_batch": auto_batch,
         "init_from": init_from,
@@ -150,19 +150,6 @@ def train(
         print_training(lambda: train_folds(recipe, settings["folds"], **common))
     else:
         print_training(lambda: train_once(recipe, **common))
-
-
-def _settings(texts: Sequence[str], **options: Any) -> dict[str, Any]:
-    """Return the settings from `--set` and from the given options. Raise CnnlabError for one given twice."""
-    from cnnlab.recipe import parse_settings
-
-    given = {key: value for key, value in options.items() if value is not None}
-    more = parse_settings(texts)
-    if twice := sorted(given.keys() & more.keys()):
-        raise CnnlabError(f"{twice[0]} is given twice, as an option and by --set; leave one out")
-    if "name" in more:
-        raise CnnlabError("name is not a setting to change; --name names the run")
-    return given | more
 
 
 def _refuse_beside_resume(options: dict[str, Any]) -> None:

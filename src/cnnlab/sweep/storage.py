@@ -65,10 +65,14 @@ class Locks(ABC):
 
 
 class JournalLocks(Locks):
-    """Lock files beside a journal, for workers on one machine or on a shared file system with file locks."""
+    """Lock files beside a journal, for workers on one machine or on a shared file system with file locks.
 
-    def __init__(self, path: Path) -> None:
+    Sweeps of several names may share the journal: a trial's lock carries a key of the name.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
         self._path, self._lock = path, FileLock(path.with_name(f"{path.name}.lock"))
+        self._key = f"{zlib.crc32(name.encode()):08x}"
         self._taken: dict[int, FileLock] = {}
         with self.claiming():
             self.storage = journal(path, self._lock)
@@ -87,7 +91,7 @@ class JournalLocks(Locks):
 
     def take(self, trial: int) -> bool:
         """Lock a trial. Return False if a living worker holds it."""
-        lock = FileLock(self._path.with_name(f"{self._path.name}.{trial}.lock"), timeout=0)
+        lock = FileLock(self._path.with_name(f"{self._path.name}.{self._key}.{trial}.lock"), timeout=0)
         try:
             lock.acquire()
         except Timeout:
@@ -186,7 +190,7 @@ def open_locks(storage: Path | str, name: str) -> Locks:
     if isinstance(storage, str):
         return DatabaseLocks(storage, name)
     try:
-        return JournalLocks(storage)
+        return JournalLocks(storage, name)
     except OSError as error:
         raise CnnlabError(f"cannot write {storage}: {reason(error)}") from error
 

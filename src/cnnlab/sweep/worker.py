@@ -129,7 +129,8 @@ class _Worker:
                     self._waiting = False
                     self.study.sampler = self._sampler(len(trials))
                     trial = self.study.ask()
-                    self.locks.take(trial.number)
+                    taken = self.locks.take(trial.number)
+                    assert taken, f"trial {trial.number} is new, but locked"
                     self.params(trial)  # sampled now: a worker that takes the trial over has the same values
                     return trial
             if not running:

@@ -57,5 +57,5 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
     if all(process.returncode for process in processes):
         raise CnnlabError(
-            f"all workers ended before the sweep was finished; the same command continues: cnnlab sweep {sweep.file}"
+            f"all workers of {sweep.file} ended before it was finished; run the same command again: it continues"
         )
