@@ -48,7 +48,7 @@ def choose_recipe(
     elif data is None and chosen.data.endswith(":PATH"):
         more = ", a competition's prepared images; see cnnlab kaggle" if chosen.data.startswith("store:") else ""
         raise CnnlabError(f"recipe {chosen.name!r} needs --data {chosen.data}{more}")
-    elif data is not None and (chosen.data == f"{kind}:PATH" or chosen.name == "finetune"):
+    elif data is not None and (chosen.data.endswith(":PATH") or chosen.name == "finetune"):
         chosen = replace(chosen, data=data)  # made for any such source: the name lists no change
     elif data is not None:
         chosen = chosen.changed(data=data)

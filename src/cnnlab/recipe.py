@@ -307,6 +307,8 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             raise CnnlabError(f"setting {text!r} has no value; write key=value")
         if key not in SETTINGS:
             raise unknown("setting", key, SETTINGS)
+        if key == "name":
+            raise CnnlabError("name is not a setting to change; --name names the run")
         changes[key] = _parse(key, value.strip())
     return changes
 

@@ -787,6 +787,12 @@ def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command
     assert [row["images"] for row in rows] == [320, 320, 256, 320]
 
 
+def test_on_nan_may_be_given_as_a_setting_but_not_twice(stopped: Path, cnnlab: Command, tmp_path: Path) -> None:
+    answer = cnnlab("train", "--resume", shutil.copytree(stopped, tmp_path / "run"), "--set", "on_nan=skip")
+    assert answer.returncode == 0, answer.stderr
+    assert "on_nan" in one_line_error(cnnlab("train", "--on-nan", "skip", "--set", "on_nan=stop"))
+
+
 def test_invalid_on_nan_is_an_error(stopped: Path, cnnlab: Command) -> None:
     path = stopped
     assert "on_nan='never': choose one of stop, skip" in one_line_error(cnnlab("train", "--on-nan", "never"))
@@ -901,6 +907,13 @@ def test_auto_batch_finds_a_batch_that_fits(quick: Recipe, monkeypatch: pytest.M
     assert recipe.name.endswith("batch_size=16")
     assert train(quick.changed(epochs=1, batch_size=8), auto_batch=True).run.recipe.batch_size == 8
     assert "leave out --auto-batch" in one_line_error(cnnlab("train", "--resume", "runs/run", "--auto-batch"))
+
+
+def test_pieces_of_one_image_are_refused_before_a_folder_is_created(cnnlab: Command) -> None:
+    for piece, count in ((1, 64), (2, 63)):  # with 63 images a batch is odd
+        command = ("train", "--set", f"micro_batch={piece}", "--set", f"limit={count}", "--name", "run")
+        assert f"micro_batch={piece}" in one_line_error(cnnlab(*command))
+    assert not Path("runs/run").exists()
 
 
 def test_batch_too_large_for_the_cpu_is_an_error_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

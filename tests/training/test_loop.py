@@ -47,6 +47,10 @@ def test_on_epoch_gets_each_saved_row_and_may_stop(tiny: Recipe) -> None:
     whole = train(tiny, name="whole", threads=1, on_epoch=lambda row: None)
     assert [row["loss"] for row in whole.history[:2]] == [row["loss"] for row in rows]
     assert not whole.summary["stopped"]
+    ended = train(
+        tiny, name="ended", threads=1, on_epoch=lambda row: row["epoch"] < 3
+    )  # there is no epoch to leave out
+    assert (ended.summary["epochs"], ended.summary["stopped"]) == (3, False)
 
 
 def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:

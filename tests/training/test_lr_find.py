@@ -111,7 +111,16 @@ def test_the_command_saves_its_result_and_prints_how_to_train(cnnlab: Command) -
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--low", "0"), ("--low", "2", "--high", "1"), ("--high", "nan"), ("--steps", "3"), ("--set", "lr=1"), ("nonet",)],
+    [
+        ("--low", "0"),
+        ("--low", "2", "--high", "1"),
+        ("--high", "nan"),
+        ("--steps", "3"),
+        ("--set", "lr=1"),
+        ("nonet",),
+        ("lenet", "--set", "model=alexnet"),
+        ("--set", "name=mine"),
+    ],
 )
 def test_wrong_arguments_are_one_line_and_create_nothing(cnnlab: Command, arguments: tuple[str, ...]) -> None:
     one_line_error(cnnlab("lr-find", *arguments))

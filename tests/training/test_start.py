@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import cnnlab
-from cnnlab import CnnlabError, Recipe, Run, open_run, resume, train
+from cnnlab import CnnlabError, ImageSet, Recipe, Run, open_run, resume, train
 from cnnlab.io.schema import validation_error
 from cnnlab.models import MODELS, build_model
 from cnnlab.models.own import builder_source, load_builder
@@ -119,6 +119,22 @@ def test_init_from_copies_all_but_the_head_for_other_classes(short: Run, shapes:
     assert set(others[:-1]) <= same
     assert others[-1] not in same
     assert result.run.info["from"]["weights"] == "best.safetensors"
+
+
+def test_init_from_leaves_out_the_head_of_a_module_of_ones_own(tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sets = [
+        ImageSet(images, torch.arange(40) % 2, [str(i) for i in range(40)], names) for names in (["a", "b"], ["c", "d"])
+    ]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 2))
+    more = {**QUICK, "learning_rate": 0.0, "progress": "none"}
+    before = train(net, sets[0], name="before", **more)
+    torch.nn.init.zeros_(net[3].weight)
+    after = train(net, sets[1], init_from=before.run.path, name="after", **more)
+    first, second = (load_file(result.run.path / "last.safetensors") for result in (before, after))
+    assert torch.equal(first["1.weight"], second["1.weight"])
+    assert first["3.weight"].any()
+    assert not second["3.weight"].any()
 
 
 def test_init_from_copies_everything_for_the_same_classes(short: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,10 +24,11 @@ from cnnlab.data.imageset import ImageSet
 from cnnlab.data.loader import Loader, Preprocessing
 from cnnlab.device.world import World, fresh_store, joined_world
 from cnnlab.io.errors import CnnlabError, ReportedElsewhere
-from cnnlab.training import loop
+from cnnlab.training import autotune, loop, runs
 from cnnlab.training.checkpoint import read_weights
 from cnnlab.training.evaluate import evaluate
-from cnnlab.training.replica import Replica, SyncedBatchNorm
+from cnnlab.training.replica import Replica, SyncedBatchNorm, can_sync
+from cnnlab.training.session import Session
 from cnnlab.training.step import train_step
 from conftest import Command
 
@@ -144,6 +145,13 @@ def test_several_processes_end_with_the_weights_of_one(size: int, changes: dict[
     assert_close("several", "one")
 
 
+def test_processes_divide_unequal_parts_into_equally_many_pieces(forks: Any) -> None:
+    # Parts of 20, 22 and 22 images. In each piece, batch norm waits for the others' sums.
+    recipe = SMALL.changed(model="lenet-bn", sync_batch_norm=True, micro_batch=20, batch_size=64, epochs=1)
+    found = run_processes(forks, 3, train_or_resume, recipe, "pieces")
+    assert found[0] == found[1] == found[2] == open_run("runs/pieces").summary()
+
+
 def test_a_training_continues_with_another_number_of_processes(forks: Any) -> None:
     recipe = SMALL.changed(epochs=3, model="lenet-bn", sync_batch_norm=True)
     stopped = run_processes(forks, 2, train_or_resume, recipe, "run", 1)
@@ -181,6 +189,81 @@ def test_a_job_continues_to_the_same_bits_after_a_process_dies(forks: Any) -> No
     (Path("runs") / "run").rename("killed")
     assert isinstance(run_processes(forks, 2, train_and_die, recipe, 2, 0)[1], dict)
     assert_same_run(Path("killed"), Path("runs/run"))
+
+
+def train_longer(epochs: int, step: int) -> Any:
+    """Resume the run "first" for more epochs; process 0 dies at update `step`."""
+    real, calls = loop.train_step, iter(range(10**6))
+
+    def update(*args: Any, **more: Any) -> Any:
+        if os.environ["RANK"] == "0" and next(calls) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args, **more)
+
+    loop.train_step = update
+    return resume("runs/first", name="longer", epochs=epochs, threads=1, progress="none").summary
+
+
+def test_a_restarted_job_continues_its_longer_training(forks: Any) -> None:
+    train(SMALL.changed(epochs=1, save_steps=1), name="first", threads=1, progress="none")
+    assert run_processes(forks, 2, train_longer, 3, 5)[0] == KILLED
+    assert open_run("runs/longer").summary() is None
+    again = run_processes(forks, 2, train_longer, 3, -1)  # the same command
+    assert again[0] == open_run("runs/longer").summary(), again
+    assert [path.name for path in sorted(Path("runs").iterdir())] == ["first", "longer"]
+
+
+def find_batch(limit: int) -> int:
+    """Return the batch size with which a process trains if a step of `limit` images fits, half as many in the second."""
+    real = autotune.train_step
+
+    def full(model: torch.nn.Module, optimizer: Any, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        if len(x) > limit // (1 + int(os.environ["RANK"])):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, optimizer, x, *rest)
+
+    autotune.train_step = full
+    recipe = SMALL.changed(epochs=1, limit=64, batch_size=64)
+    return train(recipe, name=f"fits-{limit}", auto_batch=True, threads=1, progress="none").run.recipe.batch_size
+
+
+def test_a_batch_that_fits_the_smallest_device_is_found(forks: Any) -> None:
+    assert run_processes(forks, 2, find_batch, 64) == [64, 64]
+    assert run_processes(forks, 2, find_batch, 40) == [32, 32]  # 16 images in the second process
+
+
+class Activating(torch.nn.BatchNorm2d):
+    """A batch norm that does more, as in timm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+def test_only_pytorchs_own_batch_norm_is_synced(forks: Any) -> None:
+    assert not can_sync(Activating(3))
+    assert can_sync(torch.nn.BatchNorm1d(3))
+    errors = run_processes(forks, 2, train_from_scratch)
+    assert [type(error) for error in errors] == [CnnlabError, ReportedElsewhere]
+    assert "sync_batch_norm" in str(errors[0])
+
+
+def train_from_scratch() -> Any:
+    return train(SMALL.changed(model="lenet-bn-scratch", sync_batch_norm=True), name="run", progress="none").summary
+
+
+@pytest.mark.parametrize(
+    ("before", "threads", "now", "expected"), [(1, 4, 2, 2), (4, 1, 1, 4), (2, 2, 2, 2), (1, 2, 4, 1)]
+)
+def test_threads_are_divided_anew_among_another_number_of_processes(
+    before: int, threads: int, now: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(SMALL.changed(epochs=1, limit=100), name="run", threads=1, progress="none")
+    monkeypatch.setattr(runs, "first_session", lambda run: {"threads": threads, "processes": before})
+    monkeypatch.setattr("cnnlab.training.session.available_cores", lambda: 8)
+    monkeypatch.setattr("cnnlab.training.session.processes", lambda: now)
+    with Session("auto", None, None, False, "none") as session:
+        session.continue_as(open_run("runs/run"))
+        assert session.threads == expected
 
 
 def evaluate_in_world(size: int) -> tuple[float, Tensor, Tensor | None]:

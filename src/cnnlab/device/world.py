@@ -33,7 +33,7 @@ connected = False  # whether this process has been connected to others
 class World:
     """The processes of a training: this one is number `rank` of `size`. Without arguments: this one alone.
 
-    local_size: processes on this machine. job: identifies the training across restarts of its processes; empty if
+    local_size: processes on this machine. job: identifies the job across restarts of its processes; empty if
     nothing restarts them. restarted: whether torchrun has started the job again.
     """
 
@@ -65,8 +65,12 @@ class World:
 
     def weight(self, batch: int) -> float:
         """Return the weight of this process's mean over its rows: the weighted means average to the batch's mean."""
-        lengths = [len(range(batch)[part]) for part in self._parts(batch)]
+        lengths = self.lengths(batch)
         return lengths[self.rank] * self.size / sum(lengths)
+
+    def lengths(self, batch: int) -> list[int]:
+        """Return how many images of a batch each process takes."""
+        return [len(range(batch)[part]) for part in self._parts(batch)]
 
     def copies(self, batch: int) -> int:
         """Return how many processes compute each image of a batch."""
@@ -173,6 +177,11 @@ def lost_error(error: BaseException) -> CnnlabError:
 def launched() -> bool:
     """Return whether torchrun has started this process as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def processes() -> int:
+    """Return how many processes torchrun has started; 1 for one alone."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
 
 
 def local_rank() -> int:

@@ -35,7 +35,6 @@ from cnnlab.training.autotune import time_step
 from cnnlab.training.header import class_counts, classes_text, decoding_lines, passed_over_text
 from cnnlab.training.locks import locked
 from cnnlab.training.optim import make_optimizer
-from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, Workload, check_compile
 from cnnlab.training.step import train_step
 
@@ -215,7 +214,7 @@ def _convolution(name: str, x: torch.Tensor, weight: torch.Tensor, device: torch
     what, exact = f"arithmetic, {name}", F.conv2d(x.double(), weight.double())
     try:
         with reproducible(0, available_cores()), autocast(device, PRECISIONS[name]):
-            answer = F.conv2d(x.to(device), weight.to(device)).double().cpu()
+            answer = F.conv2d(x.to(device), weight.to(device)).cpu().double()  # MPS has no float64
     except RuntimeError as error:
         return Check(what, "note", f"not on this device: {reason(error, 100)}")
     slow = name == "bfloat16" and not has_bfloat16(device)
@@ -257,7 +256,9 @@ def _disk(what: str, path: Path, state: str) -> Check:
         return Check(what, state, f"cannot write into {near}: {reason(error)}")
     text = f"{path}, {free / 2**30:,.1f} GiB free"
     if free < _LOW_SPACE:
-        return Check(what, "note", f"{text}: not much, since a checkpoint is written before the last one is deleted")
+        return Check(
+            what, "note", f"{text}, which is low: each checkpoint is written before the previous one is deleted"
+        )
     return Check(what, "ok", text)
 
 
@@ -270,5 +271,5 @@ def _runs(runs_dir: Path) -> Iterator[Check]:
     yield Check("runs", "ok", f"{len(finished)} finished in {runs_dir}")
     for run in found:
         if run not in finished:
-            call = resume_call(run.path, run.recipe, run.builder)
+            call = run.resume_call
             yield Check("runs", "note", f"{run.path} is not finished; continue with: {call}")

@@ -94,7 +94,7 @@ def choose_plan(
     cache = _Cache(work, plans, tries_compile)
     if known := cache.read():
         return known
-    log("timing ways to compute a step ...")
+    log("timing several ways to compute a step ...")
     rounds = min(3, int(budget / (min_steps * len(plans))))
     max_steps = int(budget / (rounds * len(plans)))  # all timings together keep within the budget
     times = _measure(plans, rounds, lambda plan: time_step(work, plan, max_steps=max_steps, check=check))

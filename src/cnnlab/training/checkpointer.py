@@ -16,6 +16,7 @@ from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint
 from cnnlab.training.average import Average
+from cnnlab.training.own import resume_command
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 
@@ -24,17 +25,18 @@ _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 @contextlib.contextmanager
-def explained_write_errors(path: Path, saved: str = "what was saved remains") -> Iterator[None]:
+def explained_write_errors(run: Run | Path, saved: str = "what was saved remains") -> Iterator[None]:
     """Turn an OSError (disk full, read-only, ...) into a CnnlabError that says what is saved and how to continue.
 
-    path: the run's folder. saved: what is saved, in words.
+    run: the run, or the folder of a series. saved: what is saved, in words.
     """
     try:
         yield
     except OSError as error:
         remedy = "Free some space" if error.errno in _FULL else "Fix that"
+        path, call = (run.path, run.resume_call) if isinstance(run, Run) else (run, resume_command(run))
         raise CnnlabError(
-            f"cannot save into {path}: {reason(error)}; {saved}. {remedy}, then continue: cnnlab train --resume {path}"
+            f"cannot save into {path}: {reason(error)}; {saved}. {remedy}, then continue: {call}"
         ) from error
 
 
@@ -90,7 +92,7 @@ class Checkpointer:
 
     def write_errors(self) -> contextlib.AbstractContextManager[None]:
         """Return `explained_write_errors` for this run."""
-        return explained_write_errors(self._run.path, str(self.saved))
+        return explained_write_errors(self._run, str(self.saved))
 
     def close(self) -> None:
         """Wait for the thread. Raise KeyboardInterrupt if another Ctrl-C comes meanwhile."""

@@ -176,7 +176,10 @@ def _imbalance(summary: dict[str, Any], recipe: Recipe, counts: Sequence[int]) -
     if wilson(correct, support)[1] > accuracy - 0.05:
         return None
     names = ", ".join(truncate(escape(name), 40) for name, _, _ in rare[:3]) + (", ..." if len(rare) > 3 else "")
-    text = f"rare classes ({names}): {correct} of {support} validation images correct, of the others {accuracy:.3f}"
+    text = (
+        f"rare classes ({names}): {correct} of {support} validation images are correct; accuracy on the other classes "
+        f"is {accuracy:.3f}"
+    )
     remedy = "balance=weights" if recipe.balance == "none" else "more images of them"
     return Finding("imbalance", correct / support, text, remedy)
 
@@ -188,7 +191,7 @@ def active_units(model: nn.Module) -> Iterator[Callable[[], float]]:
     It returns 0.0 if there are no such modules. Units: see `watched_units`.
     """
     with watched_units(model) as active:
-        yield lambda: 1 - torch.cat(list(active.values())).double().mean().item() if active else 0.0
+        yield lambda: 1 - torch.cat([mask.cpu() for mask in active.values()]).double().mean().item() if active else 0.0
 
 
 @contextmanager

@@ -24,7 +24,7 @@ class Events:
 
         self._eval_split, self._key = run.recipe.eval_split, run.recipe.key
         folder = run.path / "tensorboard"
-        with explained_write_errors(run.path):
+        with explained_write_errors(run):
             folder.mkdir(exist_ok=True)
             # TensorBoard reads the files in the order of their names, which begin with the clock's seconds. If the
             # clock went back or stood still, a new file may come before the old ones: then write everything again.

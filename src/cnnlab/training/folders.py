@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shlex
 from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from cnnlab.data import HUB, PATHS
 from cnnlab.io.errors import CnnlabError, expand, reason
 from cnnlab.io.text import truncate
 from cnnlab.recipe import Recipe
+from cnnlab.training.own import resume_command
 from cnnlab.training.series import is_series
 
 
@@ -23,9 +25,9 @@ def make_folder(path: Path) -> Path:
     except FileExistsError as error:
         where = path if path.exists() else path.parent
         if (path / "reproduction.json").exists():
-            remedy = f"choose another --name, or continue it: cnnlab reproduce --resume {path}"
+            remedy = f"choose another --name, or continue it: cnnlab reproduce --resume {shlex.quote(str(path))}"
         elif (path / "run.json").exists() or is_series(path):
-            remedy = f"choose another --name, or continue it: cnnlab train --resume {path}"
+            remedy = f"choose another --name, or continue it: {resume_command(path)}"
         elif where.is_dir():
             remedy = "choose another --name"
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from cnnlab.device.timing import record_event
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.recipe import Recipe
 from cnnlab.training.optim import learning_rate
+from cnnlab.training.own import resume_call
+from cnnlab.training.runs import Run
 
 # Seconds between two reads of the losses on a GPU. MPS has no asynchronous copy.
 _INTERVAL = {"cuda": 0.02, "mps": 1.0}
@@ -103,8 +104,9 @@ class NonFiniteMonitor:
                 raise NonFinite(f"the loss became {loss:g}", step, self._per_epoch, skippable=True)
 
 
-def divergence_error(error: NonFinite, path: Path, recipe: Recipe, saved: str) -> CnnlabError:
-    """Return the error, with remedies. path: the run's folder. saved: what is saved, in words."""
+def divergence_error(error: NonFinite, run: Run, saved: str) -> CnnlabError:
+    """Return the error, with remedies. saved: what is saved, in words."""
+    recipe = run.recipe
     steps = recipe.epochs * error.per_epoch
     rate = learning_rate(recipe, error.step, steps)
     remedies = [f"--set learning_rate={recipe.learning_rate / 3:.3g}"]
@@ -112,10 +114,11 @@ def divergence_error(error: NonFinite, path: Path, recipe: Recipe, saved: str) -
         remedies.append("--set schedule=one-cycle")  # it starts low
     if recipe.precision != "float32":
         remedies.append("--set precision=float32")
-    skip = f"; or skip such updates: cnnlab train --resume {path} --on-nan skip" if error.skippable else ""
+    call = resume_call(run.path, recipe, run.builder, run.augment, on_nan="skip")
+    skip = f"; or skip such updates: {call}" if error.skippable else ""
     return CnnlabError(
         f"{error.problem} at step {error.step + 1} of {steps} (epoch {error.step // error.per_epoch + 1} of "
-        f"{recipe.epochs}) at a learning rate of {rate:g}; {saved} in {path}. Try {' or '.join(remedies)}{skip}"
+        f"{recipe.epochs}) at a learning rate of {rate:g}; {saved} in {run.path}. Try {' or '.join(remedies)}{skip}"
     )
 
 

@@ -201,7 +201,8 @@ def train_epochs(trainer: Trainer, checkpointer: Checkpointer, session: Session,
         progress = save_epoch(trainer, checkpointer, progress, row, meter, events)
         session.display.epoch(row)
         on_epoch = session.on_epoch
-        if on_epoch is not None and trainer.world.from_first(partial(_ends, on_epoch, row, trainer.device)):
+        ends = on_epoch is not None and trainer.world.from_first(partial(_ends, on_epoch, row, trainer.device))
+        if ends and len(progress.rows) < recipe.epochs:
             progress = replace(progress, stopped=True)
             checkpointer.save(progress, wait=True)
 

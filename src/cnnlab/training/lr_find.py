@@ -73,7 +73,7 @@ class RangeTest:
             named = ", ".join(f"{key}={value:g}" for key, value in self.suggestion.items())
             lines.append(f"suggestion: {named}; a third of the rate with the lowest loss")
             if self.lowest == self.rates[-1]:
-                lines.append("note: the loss was still falling at the last step; try a larger high")
+                lines.append("note: the loss was still falling at the last step; try a larger value of high")
         else:
             lines.append("no suggestion: the loss did not fall; try a wider range, or --set overfit=1")
         return "\n".join(lines)

@@ -36,10 +36,20 @@ def _is_own(model: str) -> bool:
     return is_own(model) or (":" not in model and model not in MODELS)
 
 
-def resume_call(path: Path, recipe: Recipe, builder: str = "", augment: str = "") -> str:
-    """Return how to resume: the command, or the call if a network, images or augmentation must be passed again."""
+def resume_command(path: Path) -> str:
+    """Return the command that resumes the run or the series in the folder `path`, if nothing must be passed again."""
+    return f"cnnlab train --resume {shlex.quote(str(path))}"
+
+
+def resume_call(path: Path, recipe: Recipe, builder: str = "", augment: str = "", on_nan: str = "") -> str:
+    """Return how to resume: the command, or the call if a network, images or augmentation must be passed again.
+
+    on_nan: the setting to change; empty for none.
+    """
     own = ["model=..."] * _is_own(recipe.model) + ["data=..."] * recipe.data.startswith(MEMORY)
     own += ["augment=..."] * bool(augment)
     if not own or (own == ["model=..."] and ".py:" in builder):
-        return f"cnnlab train --resume {shlex.quote(str(path))}{f' --model {shlex.quote(builder)}' * bool(own)}"
+        model, skip = f" --model {shlex.quote(builder)}" * bool(own), f" --on-nan {on_nan}" * bool(on_nan)
+        return f"{resume_command(path)}{model}{skip}"
+    own += [f"on_nan={on_nan!r}"] * bool(on_nan)
     return f"cnnlab.resume({', '.join([repr(str(path)), *own])})"

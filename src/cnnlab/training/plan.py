@@ -138,9 +138,9 @@ def first_guess(work: Workload) -> Plan:
 def resumed_plan(work: Workload, earlier: dict[str, Any]) -> Plan:
     """Return the plan that a run started with (`Plan.values`), as far as this machine supports it."""
     plan, device = default_plan(work).with_values(earlier), work.device
-    if (plan.compile in COMPILE_MODES and not has_compiler(device)) or (
-        plan.compile == "record" and device.type != "cuda"
-    ):
+    possible = {"record": device.type == "cuda", **dict.fromkeys(COMPILE_MODES, has_compiler(device))}
+    # The recipe's "off" may be newer than the run: several processes do not compile.
+    if work.recipe.compile == "off" or not possible.get(plan.compile, True):
         plan = replace(plan, compile="off")
     threads = work.threads or min(plan.threads, hardware.available_cores())
     return replace(plan, threads=threads, why="as the run started")

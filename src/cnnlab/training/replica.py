@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from cnnlab.device.fast_layers import with_layers
@@ -20,18 +19,20 @@ class Replica(nn.Module):
     Call `start_batch` before each batch. synced: whether batch norm normalises over the whole batch, not over this
     process's part. unused: whether a parameter may have no gradient.
 
-    weight: the factor of this process's loss, see `World.weight`.
+    weight: the factor of this process's loss, see `World.weight`. parts: the images of each process, if all must
+    divide theirs into equally many pieces, since batch norm exchanges sums in each piece; else empty.
     """
 
     def __init__(self, model: nn.Module, world: World, *, synced: bool = False, unused: bool = False) -> None:
         super().__init__()
         if synced:
-            model = with_layers(model, lambda layer: SyncedBatchNorm if isinstance(layer, _BatchNorm) else None)
+            model = with_layers(model, lambda layer: SyncedBatchNorm if can_sync(layer) else None)
         self._synced = [layer for layer in model.modules() if isinstance(layer, SyncedBatchNorm)]
         for layer in self._synced:
             layer.world = world
         self._world = world
         self.weight, self._copies = 1.0, 1
+        self.parts: list[int] = []
         device = next(p.device for p in model.parameters())
         self.parallel = DistributedDataParallel(
             model, [device] if device.type == "cuda" else None,
@@ -49,6 +50,7 @@ class Replica(nn.Module):
     def start_batch(self, images: int) -> None:
         """Prepare for a batch that has `images` in all processes together."""
         self.weight, self._copies = self._world.weight(images), self._world.copies(images)
+        self.parts = self._world.lengths(images) if self._synced else []
         for layer in self._synced:
             layer.copies = self._copies
 
@@ -60,6 +62,11 @@ class Replica(nn.Module):
         """Return the mean loss and the correct predictions of the whole batch. loss: this process's, times `weight`."""
         loss, correct = self._world.sum(torch.stack((loss.float(), correct.float())))
         return loss / self._world.size, correct / self._copies
+
+
+def can_sync(layer: nn.Module) -> bool:
+    """Return whether `SyncedBatchNorm` computes the same as `layer`: a subclass may do more, such as an activation."""
+    return type(layer) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncedBatchNorm(nn.BatchNorm2d):

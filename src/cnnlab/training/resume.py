@@ -21,7 +21,7 @@ from cnnlab.training.results import Result, SeedsResult
 from cnnlab.training.runs import Run
 from cnnlab.training.series import Series, is_series, open_series
 from cnnlab.training.session import OnEpoch, Session
-from cnnlab.training.start import continued_recipe, record_move, started_members
+from cnnlab.training.start import continued_recipe, earlier_run, record_move, started_members
 from cnnlab.training.train import train_run
 from cnnlab.training.train_series import check_builder, check_single, train_members
 
@@ -77,7 +77,7 @@ def _resume_run(session: Session, run: Run, moved: str | None, on_nan: str | Non
         session.display.message(f"{run.path} is finished: nothing to resume; --epochs N trains it for more epochs")
         return Result(run, summary, network=session.network)
     if on_nan is not None and on_nan != run.recipe.on_nan:
-        with locked(run.path), explained_write_errors(run.path):
+        with locked(run.path), explained_write_errors(run):
             run = runs.change_recipe(run, run.recipe.changed(on_nan=on_nan))
     _check_own(session, run.path, run.recipe, run, run.augment)
     session.continue_as(run)
@@ -98,10 +98,17 @@ def _train_longer(
         raise CnnlabError(f"{run.path} is not finished; resume it without settings first")
     _check_own(session, run.path, recipe, run, run.augment)
     session.continue_as(run)
-    check_free(runs_dir, name)
     with session:
+        earlier = earlier_run(session, recipe, runs_dir)
+        if earlier is not None and (summary := earlier.summary()) is not None:  # a process died after its training
+            return Result(earlier, summary, network=session.network)
+        with session.world.together():
+            if earlier is None:
+                check_free(runs_dir, name)
         recipe = _load_again(session, recipe, moved, run)
         with session.ctrl_c:
+            if earlier is not None:
+                return train_run(session, earlier, runs.first_session(run))
             session.origin = {"kind": "continued", "run": str(run.path.absolute()), "epochs": len(run.metrics())}
             folder = session.world.from_first(lambda: new_folder(runs_dir, name, recipe))
             with removed_if_empty(folder) as path:

@@ -19,6 +19,7 @@ was damaged or changed by hand is not used. Several runs of one recipe are a ser
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from cnnlab.io.files import (
 from cnnlab.io.lines import append_line, as_line, read_lines
 from cnnlab.io.schema import COUNT, NUMBER, POSITIVE, Number, check
 from cnnlab.recipe import LARGEST_SIDE, Recipe, recipe_json
+from cnnlab.training.own import resume_call
 from cnnlab.training.series import FROM, is_series, member_folders, open_series
 
 _FORMAT = "cnnlab run 1"
@@ -55,7 +57,8 @@ _INFO = {
     "model": {"name": str, "num_classes": Number(1, 1e6, whole=True), "in_channels": _CHANNELS, "image_size": _SIDE,
               "parameters": COUNT, "builder?": str, "weights?": {"license": str, "origin": str}},
     "data": {"source": str, "classes": [str], "fingerprint": str, "skipped": [str], "data_dir?": str,
-             "skip_bad?": bool, "counts": {"train": [COUNT]}, "passed_over": dict, "warnings": [str], "split?": dict},
+             "skip_bad?": bool, "counts": {"train": [COUNT]}, "passed_over": {"*": COUNT}, "warnings": [str],
+             "split?": dict},
     "preprocessing": {"channels": _CHANNELS, "native_size": _SIDE, "image_size": _SIDE,
                       "fit": ("pad", "crop", "stretch"), "mean": [NUMBER], "std": [POSITIVE],
                       "background": ("black", "white"), "low": NUMBER, "high": NUMBER,
@@ -68,11 +71,11 @@ _INFO = {
 _SUMMARY = {
     "seed": COUNT, "eval_split": str, "loss": NUMBER, "train_acc": _SHARE, "best": NUMBER, "best_epoch": COUNT,
     "examples_per_second": NUMBER, "images_per_second": NUMBER, "total_seconds": NUMBER, "device": str,
-    "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT},
-    "data": str, "shared": {"validation?": COUNT, "test?": COUNT}, "epochs": COUNT, "stopped": bool,
+    "skipped": COUNT, "skipped_updates": COUNT, "images": {"train": COUNT, "*": COUNT},
+    "data": str, "shared": {"*": COUNT}, "epochs": COUNT, "stopped": bool,
     "stopped_by": (None, "patience", "overfit", "on_epoch"), "best_by": str,
     "figures": (None, {"weights": str, "epoch": COUNT, **dict.fromkeys(_SCORES, _SHARE),
-                       "intervals": {key: [_SHARE] for key in _SCORES}, "classes": list}),
+                       "intervals": {key: [_SHARE] for key in _SCORES}, "classes": [{"support": COUNT}]}),
     "never_predicted": [str],
     "calibration?": {"weights": str, "images": COUNT, "temperature": Number(LOWEST, HIGHEST), "nll_before": NUMBER,
                      "nll": NUMBER, "ece_before": _SHARE, "ece": _SHARE},
@@ -84,7 +87,14 @@ _ROW = {"epoch": COUNT, "loss": NUMBER, "train_acc": _SHARE, "images": Number(1,
         "skipped_updates?": COUNT, "learning_rate": NUMBER, "train_seconds": _SECONDS, "compute_seconds": _SECONDS,
         "evaluation_seconds": NUMBER, "seconds": NUMBER, "images_per_second": NUMBER,
         "examples_per_second": NUMBER}  # fmt: skip
-_SESSION = {"device?": str, "device_name?": str, "threads?": COUNT, "versions?": dict, "memory_format?": str}
+_SESSION = {
+    "device?": str,
+    "device_name?": str,
+    "threads?": COUNT,
+    "processes?": Number(1, 1e6, whole=True),
+    "versions?": dict,
+    "memory_format?": str,
+}
 
 
 @dataclass(frozen=True)
@@ -120,6 +130,11 @@ class Run:
         """The name of the caller's own augmentation, or an empty string."""
         return str(self.info.get("augment", ""))
 
+    @property
+    def resume_call(self) -> str:
+        """The command, or the call, that resumes the run."""
+        return resume_call(self.path, self.recipe, self.builder, self.augment)
+
     def weights(self, which: str | None = None) -> Path:
         """Return the file of the `best` or `last` weights.
 
@@ -147,7 +162,7 @@ class Run:
         try:
             summary = read_checked(path)
         except CnnlabError as error:
-            raise CnnlabError(f"{error}; or delete it: cnnlab train --resume {self.path} writes it again") from error
+            raise CnnlabError(f"{error}; or delete it, and write it again with: {self.resume_call}") from error
         key, split = self.recipe.key, self.recipe.eval_split
         figures = {f"{key}_loss": NUMBER, **{f"{key}_{name}": _SHARE for name in ("acc", "balanced_acc", "macro_f1")}}
         check(path, summary, {**_SUMMARY, "eval_split": (split,), **figures})
@@ -172,7 +187,7 @@ class Run:
         path = self.path / THRESHOLD
         if weights.name != self.weights().name or not path.exists():
             return 0.0
-        again = f"choose it again: cnnlab calibrate {self.path}; or delete it"
+        again = f"choose it again: cnnlab calibrate {shlex.quote(str(self.path))}; or delete it"
         try:
             found = read_checked(path)
         except CnnlabError as error:
@@ -326,7 +341,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
         content = read_checked(path)
         check(path, content, {"sessions": [_SESSION]})
     except CnnlabError as error:
-        raise CnnlabError(f"{error}; or delete it and pass the same device, precision and threads as before") from error
+        raise CnnlabError(f"{error}; or delete it, and pass the same device and threads as before") from error
     return list(content["sessions"])
 
 

@@ -22,7 +22,7 @@ from cnnlab.data.own_augment import Augment, OwnAugmentation
 from cnnlab.data.splits import Pool, divide, load_pool
 from cnnlab.data.survey import fitted_recipe
 from cnnlab.device.hardware import available_cores, check_threads, pick_device
-from cnnlab.device.world import World, device_of_rank, joined_world, rank_here
+from cnnlab.device.world import World, device_of_rank, joined_world, processes, rank_here
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.io.text import plural
@@ -38,6 +38,7 @@ from cnnlab.training.finetune import batch_norms
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
+from cnnlab.training.replica import can_sync
 from cnnlab.training.runs import Run
 
 OnEpoch = Callable[[dict[str, Any]], bool | None]
@@ -110,8 +111,9 @@ class Session:
         first = runs.first_session(run)
         if self._auto_device:
             self.device = device_of_rank(pick_device(same_device(first.get("device"))))
-        if self.threads is None and "threads" in first:
-            self.threads = max(1, min(first["threads"], available_cores()))  # also for seeds that are not started yet
+        if self.threads is None and "threads" in first:  # also for seeds that are not started yet
+            threads = first["threads"] * first.get("processes", 1) // processes()
+            self.threads = max(1, min(threads, available_cores()))
 
     def load_data(self, recipe: Recipe, *, again: Run | None = None) -> Recipe:
         """Load the recipe's images and check that its network can be trained on them.
@@ -288,7 +290,13 @@ class Session:
 
     def find_batch_size(self, recipe: Recipe) -> Recipe:
         """Return the recipe with a batch size whose steps fit in memory; note it if it was changed."""
-        size = find_batch_size(self._workload(recipe))
+        work = self._workload(recipe)
+        with self.world.together():
+            size = find_batch_size(work)  # for one process
+        size = min(self.world.gather(size))
+        if size == work.recipe.batch_size:
+            return recipe
+        size *= self.world.size
         if size != recipe.batch_size:
             self.display.message(
                 f"note: a batch of {recipe.batch_size} does not fit in memory, one of {size} does; the learning "
@@ -327,6 +335,13 @@ class Session:
                 layer.fit(self.preprocessing(self.train_set.images[some].to(device)))
         self.whitening_seconds = time.perf_counter() - started
 
+    def _smallest_batch(self, recipe: Recipe) -> int:
+        """Return the smallest number of images that pass through the network at once."""
+        count, piece = len(self.train_set), recipe.micro_batch
+        batch = min(recipe.batch_size, count)
+        odd = count % 2 or batch % 2  # the last batch, or all
+        return 1 if piece == 1 or (piece == 2 and odd) else batch
+
     def _check_batches(self, recipe: Recipe, *, new: bool) -> None:
         """Check that the network trains on the smallest batch and on every image size.
 
@@ -347,14 +362,25 @@ class Session:
                     f"freeze_batch_norm=true: no layer of {recipe.model} is a batch norm of PyTorch or cnnlab, so none "
                     "would be frozen; set freeze_batch_norm=false"
                 )
-            smallest, whole = min(recipe.batch_size, len(self.train_set)), self.preprocessing.image_size
+            if new and recipe.sync_batch_norm and self.world.size > 1:
+                other = [type(layer).__name__ for layer in batch_norms(model) if not can_sync(layer)]
+                if other:
+                    raise CnnlabError(
+                        f"sync_batch_norm=true: {recipe.model} has a batch norm of its own, {other[0]}, which cannot "
+                        "be synchronized; set sync_batch_norm=false"
+                    )
+            smallest, whole = self._smallest_batch(recipe), self.preprocessing.image_size
             if smallest == 1:
                 try:
                     model(torch.zeros(1, self.preprocessing.channels, whole, whole))
                 except ValueError as error:  # batch norm over a single value
+                    given = (
+                        f"micro_batch={recipe.micro_batch}" if recipe.micro_batch else f"batch_size={recipe.batch_size}"
+                    )
                     raise CnnlabError(
-                        f"batch_size={recipe.batch_size} with {len(self.train_set)} training images: {recipe.model} "
-                        "normalises over the batch; it needs at least 2 images"
+                        f"{given} with {plural(len(self.train_set), 'training image')}: {recipe.model} normalises over "
+                        "the batch; it needs at least 2 images at once: set micro_batch=0, a larger batch_size, or use "
+                        "more images"
                     ) from error
             if recipe.start_size > whole:
                 raise CnnlabError(f"start_size={recipe.start_size} is larger than the images' {whole}; reduce it")

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from cnnlab.device.hardware import has_bfloat16
 from cnnlab.io.errors import CnnlabError
-from cnnlab.io.files import read_json, write_atomic
+from cnnlab.io.files import digest, read_json, write_atomic
 from cnnlab.io.schema import COUNT, NUMBER, check
 from cnnlab.io.text import plural, truncate
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.checkpoint import Damaged, has_checkpoint, read_weights, weights_metadata
 from cnnlab.training.checkpointer import explained_write_errors
+from cnnlab.training.finetune import find_head
 from cnnlab.training.locks import locked
 from cnnlab.training.optim import initialize
 from cnnlab.training.own import check_own
@@ -76,8 +77,20 @@ def continue_from(run: Run) -> None:
             write_atomic(run.path / name, (before.path / name).read_bytes())
 
 
-def run_of_job(job: str, runs_dir: str | Path, *, finished: bool) -> Run | None:
-    """Return the run under `runs_dir` that was started by `job`, see `World.job`. finished: even if it is finished."""
+def earlier_run(session: Session, recipe: Recipe, runs_dir: str | Path) -> Run | None:
+    """Return the run of this recipe that the same job of several processes started before torchrun restarted them.
+
+    Set `session.job`, by which it is recognised.
+    """
+    world = session.world
+    if world.size == 1 or not world.job:
+        return None
+    session.job = job = f"{world.job} {digest(recipe.to_dict())[:12]}"
+    return world.from_first(lambda: _run_of_job(job, runs_dir, finished=world.restarted))
+
+
+def _run_of_job(job: str, runs_dir: str | Path, *, finished: bool) -> Run | None:
+    """Return the run under `runs_dir` that was started by `job`. finished: whether to return a finished run, too."""
     folder = Path(runs_dir)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with suppress(CnnlabError, OSError):
@@ -118,8 +131,9 @@ def fitting_weights(
 ) -> dict[str, Tensor]:
     """Return the weights of the run `origin` that fit `model`, the network `name`, which may be on the meta device.
 
-    origin: see `weights_of`. Layers whose shape depends on the number of classes are left out, unless the classes are
-    the same. build: returns the network for a number of classes. Raise CnnlabError if nothing fits.
+    origin: see `weights_of`. Layers whose shape depends on the number of classes, or else the last one, are left out,
+    unless the classes are the same. build: returns the network for a number of classes. Raise CnnlabError if nothing
+    fits.
     """
     before = runs.open_run(origin["run"])
     tensors = read_weights(before.path / origin["weights"])
@@ -128,6 +142,9 @@ def fitting_weights(
     if before.classes != classes:
         other = build(len(classes) + 1).state_dict()
         head = {key for key, tensor in own.items() if other[key].shape != tensor.shape}
+        if not head:  # a module of the caller's own has the same shapes for any number of classes
+            last = find_head(model)
+            head = {key for key in own if key.rpartition(".")[0] in last}
     fitting = {n: t for n, t in tensors.items() if n in own and n not in head and t.shape == own[n].shape}
     if not _count(fitting.values()):
         raise CnnlabError(f"no weight of {before.path}, a {before.recipe.model}, fits {name}; train the same network")

@@ -52,7 +52,10 @@ def add_gradients(
     micro_batch: largest number of images that pass through the network at once, which limits the memory that a large
     batch needs; batch norm then normalises over these. 0: all. scaler: scales the loss.
     """
-    count = -(-len(y) // micro_batch) if micro_batch else 1
+    count = 1
+    if micro_batch:
+        parts = (model.parts if isinstance(model, Replica) else []) or [len(y)]
+        count = min(-(-max(parts) // micro_batch), min(parts))
     losses, corrects = [], []
     for number, (images, labels) in enumerate(zip(x.tensor_split(count), y.tensor_split(count), strict=True), 1):
         with model.no_sync(number < count) if isinstance(model, Replica) else nullcontext():

@@ -16,7 +16,7 @@ from cnnlab.data.own_augment import Augment
 from cnnlab.device.determinism import reproducible
 from cnnlab.device.world import is_lost, lost_error
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, out_of_memory, reason
-from cnnlab.io.files import digest, remove_torn, write_checked
+from cnnlab.io.files import remove_torn, write_checked
 from cnnlab.models.own import Network
 from cnnlab.recipe import Recipe
 from cnnlab.training import checkpoint, runs
@@ -37,7 +37,6 @@ from cnnlab.training.header import class_counts
 from cnnlab.training.locks import locked
 from cnnlab.training.loop import Trainer, train_epochs
 from cnnlab.training.optim import make_optimizer
-from cnnlab.training.own import resume_call
 from cnnlab.training.plan import Plan, is_compile_error
 from cnnlab.training.progress import Progress
 from cnnlab.training.results import Result, summarize
@@ -46,11 +45,11 @@ from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.start import (
     check_origin,
     continue_from,
+    earlier_run,
     like_origin,
     new_model,
     note_differences,
     note_seen_images,
-    run_of_job,
     weights_of,
     with_best_on_disk,
 )
@@ -104,10 +103,7 @@ def train(
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images, augment) as session:
         world = session.world
         session.given = given
-        session.job = f"{world.job} {digest(recipe.to_dict())[:12]}" if world.size > 1 else ""
-        earlier = world.from_first(
-            lambda: run_of_job(session.job, runs_dir, finished=world.restarted) if session.job else None
-        )
+        earlier = earlier_run(session, recipe, runs_dir)
         if earlier is not None and (summary := earlier.summary()) is not None:  # a process died after its training
             return Result(earlier, summary, network=network)
         with world.together():
@@ -117,7 +113,8 @@ def train(
             recipe = session.load_data(recipe if earlier is None else earlier.recipe, again=earlier)
             check_origin(session, recipe)
             note_seen_images(session, recipe)
-            recipe = session.find_batch_size(recipe) if auto_batch and earlier is None else recipe
+        if auto_batch and earlier is None:
+            recipe = session.find_batch_size(recipe)
         with session.ctrl_c:
             if earlier is not None:
                 return train_run(session, earlier)
@@ -180,7 +177,7 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
     recipe, device, world = run.recipe, session.device, session.world
 
     def clean() -> None:
-        with explained_write_errors(run.path):
+        with explained_write_errors(run):
             continue_from(run)
             remove_torn(run.path)
 
@@ -190,7 +187,7 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
     optimizer = make_optimizer(model, recipe, plan.precision)
     average = Average(model, recipe) if recipe.average != "none" else None
     progress = Progress()
-    with explained_write_errors(run.path):
+    with explained_write_errors(run):
         if resumed or run.metrics():
             values = load_checkpoint(run.checkpoint, model, optimizer, device, average, session.display.message)
             progress = Progress.from_dict(values, recipe, len(session.train_set), run.checkpoint)
@@ -199,7 +196,7 @@ def _prepare(session: Session, run: Run, plan: Plan, here: dict[str, Any]) -> tu
                 progress = replace(progress, stopped=False)
 
     def begin() -> None:
-        with explained_write_errors(run.path, str(progress)):
+        with explained_write_errors(run, str(progress)):
             runs.add_session(run, here)
             if not resumed:
                 checkpoint.save_checkpoint(run.checkpoint, model, optimizer, device, progress.to_dict(), average)
@@ -221,7 +218,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
             with contextlib.closing(checkpointer):
                 train_epochs(trainer, checkpointer, session, events)
         except NonFinite as error:
-            raise divergence_error(error, run.path, recipe, str(checkpointer.saved)) from None
+            raise divergence_error(error, run, str(checkpointer.saved)) from None
         except KeyboardInterrupt:
             display.end()
             rows = checkpointer.saved.rows
@@ -230,7 +227,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
                     _save_curves(run, rows)
             raise TrainingInterrupted(
                 f"stopped in epoch {min(len(rows) + 1, recipe.epochs)} of {recipe.epochs}; {checkpointer.saved}. "
-                f"Continue with: {resume_call(run.path, recipe, run.builder, run.augment)}"
+                f"Continue with: {run.resume_call}"
             ) from None
         finally:
             display.end()
@@ -239,8 +236,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
         summary = session.world.from_first(lambda: _finish(session, run, checkpointer.saved))
     except KeyboardInterrupt:
         raise TrainingInterrupted(
-            f"stopped before the summary was written; {checkpointer.saved}. "
-            f"Continue with: {resume_call(run.path, recipe, run.builder, run.augment)}"
+            f"stopped before the summary was written; {checkpointer.saved}. Continue with: {run.resume_call}"
         ) from None
     timings = {
         "setup": setup_done - started,
@@ -253,7 +249,7 @@ def _run_to_end(session: Session, trainer: Trainer, checkpointer: Checkpointer, 
 
 def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
     """Write curves and summary. Return the summary."""
-    with explained_write_errors(run.path, str(progress)):
+    with explained_write_errors(run, str(progress)):
         _save_curves(run, progress.rows)
         images = {"train": len(session.train_set), run.recipe.eval_split: len(session.eval_set)}
         summary = summarize(run, progress, images, session.shared(run.recipe), str(session.device))
@@ -291,6 +287,4 @@ def _save_curves(run: Run, rows: Any) -> None:
 
 
 def _interrupted_early(run: Run) -> TrainingInterrupted:
-    return TrainingInterrupted(
-        f"stopped before training started. Continue with: {resume_call(run.path, run.recipe, run.builder, run.augment)}"
-    )
+    return TrainingInterrupted(f"stopped before training started. Continue with: {run.resume_call}")

@@ -137,7 +137,9 @@ def check_single(kind: str) -> None:
     """Raise CnnlabError for a series, which several processes cannot train together. kind: empty for a single run."""
     if kind:
         option = "--seed N" if kind == "seeds" else "--set folds=K --set fold=N"
-        raise CnnlabError(f"a series of {kind} is trained by single processes: start one job for each, with {option}")
+        raise CnnlabError(
+            f"several processes cannot train a series of {kind} together: start a separate job for each, with {option}"
+        )
 
 
 def check_builder(network: Network | None, kind: str) -> None:
