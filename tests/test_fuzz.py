@@ -45,6 +45,7 @@ from cnnlab.data import archives
 from cnnlab.data.archives.base import MEMBER_LIMIT
 from cnnlab.data.store import intact, open_store
 from cnnlab.device.hardware import pick_device
+from cnnlab.inspect.report import live_report
 from cnnlab.io import text
 from cnnlab.io.csv import quoted, read_header, read_table
 from cnnlab.io.decode import Decoding, bombs_refused, decode, probe
@@ -332,6 +333,7 @@ def test_run_folders(trial: Trials, tmp_path: Path, finished: Path, name: str) -
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", printed)
         if summary is not None:
             text.escape_lines(str(Result(run, summary)))
+        assert live_report([run]).markdown
 
     @fuzz(80, edits, changes, st.integers(0, 4))
     def run(drawn: list[Any], damage: list[Any], how: int) -> None:

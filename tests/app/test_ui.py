@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -265,10 +266,39 @@ def test_images_of_a_source_are_listed_by_split_and_class(server: Server, tmp_pa
             pixels = np.random.default_rng(i).integers(0, 256, (9, 12, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "pets" / name / f"{i}.png")
     (tmp_path / "pets" / "dogs" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    part = server.ask(f"/api/data?source=folder:{tmp_path / 'pets'}&split=train")[1]
+    source = f"folder:{tmp_path / 'pets'}"
+    part = server.ask(f"/api/data?source={source}&split=train")[1]
     assert [(image["id"], image["picture"] is None) for image in part["images"]] == [
         ("cats/0.png", False), ("cats/1.png", False), ("dogs/0.png", True), ("dogs/1.png", False)
     ]  # fmt: skip
+
+    assert server.ask(f"/api/data?source={source}")[1]["counts"]["train"] == [2, 2]
+    (tmp_path / "pets" / "dogs" / "1.png").rename(tmp_path / "pets" / "cats" / "2.png")
+    assert server.ask(f"/api/data?source={source}")[1]["counts"]["train"] == [3, 1]
+    relative = server.ask(f"/api/data?source=folder:{os.path.relpath(tmp_path / 'pets')}")[1]
+    assert relative["data"] == source  # as runs record it
+
+
+def test_a_report_that_lacks_images_is_made_again(folder: Path, server: Server, shapes: Path) -> None:
+    result = cnnlab.train(
+        data=f"folder:{shapes}", model="lenet", image_size=20, epochs=1, name="moving", runs_dir=folder, progress="none"
+    )
+    shapes.rename(shapes.with_name("away"))
+    assert server.ask("/api/report?run=moving")[1]["runs"][0]["missing"]
+    shapes.with_name("away").rename(shapes)
+    assert not server.ask("/api/report?run=moving")[1]["runs"][0]["missing"]
+    shutil.rmtree(result.run.path)
+
+
+def test_too_many_runs_for_a_page_are_an_error(server: Server) -> None:
+    many = [server.runs_dir / f"many-{n}" for n in range(21)]
+    for path in many:
+        shutil.copytree(server.runs_dir / "run-1", path)
+    status, answer, _ = server.ask(f"/api/report?{'&'.join(f'run={path.name}' for path in many)}")
+    for path in many:
+        shutil.rmtree(path)
+    assert status == 400
+    assert "21 runs" in answer["error"]
 
 
 def test_images_can_be_filtered_by_group(server: Server, tmp_path: Path) -> None:
@@ -387,7 +417,9 @@ def tab() -> Iterator[Tab]:
         yield tab
 
 
-def test_a_run_can_be_trained_and_inspected_in_the_browser(server: Server, trained: list[Any], tab: Tab) -> None:
+def test_a_run_can_be_trained_and_inspected_in_the_browser(
+    server: Server, trained: list[Any], tab: Tab, shapes: Path
+) -> None:
     """Train, watch, stop, resume, open a cell of the confusion matrix, try an image, compare; no outside requests."""
     page, said = tab.page, []
     page.on("console", lambda message: said.append(message.text))
@@ -398,7 +430,10 @@ def test_a_run_can_be_trained_and_inspected_in_the_browser(server: Server, train
     page.goto(f"{server.url}/#/train")
     page.wait_for_selector("#set-epochs", state="attached")
     page.fill("#train-name", "from-page")
+    page.fill("#train-data", f"folder:{shapes}")
+    page.fill("#train-model", "lenet")
     page.click("details summary")
+    page.fill("#set-image_size", "28")
     page.fill("#set-epochs", "5000")
     page.fill("#set-limit", "100")
     page.click("button.primary")
@@ -415,6 +450,12 @@ def test_a_run_can_be_trained_and_inspected_in_the_browser(server: Server, train
     _wait_for(lambda: len(open_run(server.runs_dir / "from-page").metrics()) > before)
     page.click("text=Stop")
     page.wait_for_selector(".state.interrupted")
+
+    shapes.rename(shapes.with_name("moved"))
+    page.click("text=Resume")
+    page.wait_for_selector("details.failed pre")  # what the process printed that failed
+    page.goto(f"{server.url}/#/runs")
+    page.wait_for_selector("details.failed pre")
 
     page.goto(f"{server.url}/#/run/run-2")
     page.wait_for_selector("#confusion")

@@ -402,6 +402,15 @@ def test_the_licence_of_published_weights_is_exported(digits_run: Run) -> None:
     assert describe(digits_run, run.weights(), load_model(digits_run))["published_weights"] is None
 
 
+def test_an_exported_file_holds_no_path_of_this_machine(digits_run: Run) -> None:
+    data = "folder:/home/anna/clients/acme"
+    run = replace(digits_run, recipe=replace(digits_run.recipe, data=data, name=f"images, data={data}"))
+    found = describe(run, run.weights(), load_model(digits_run))
+    assert found["recipe"]["data"] == "folder:acme"
+    assert "anna" not in json.dumps(found)
+    assert Recipe.from_dict(found["recipe"]).epochs == run.recipe.epochs
+
+
 def test_a_run_opened_as_dot_keeps_its_name(digits_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(digits_run.path)
     run = open_run(".")

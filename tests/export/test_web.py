@@ -376,7 +376,7 @@ def test_the_page_gives_the_same_answers_as_the_run(
     tab.page.on("console", lambda message: said.append(message.text))
     with serve_folder(tmp_path / "page") as url:
         tab.go(url)
-        wait_until_ready(tab, "also without the internet")
+        wait_until_ready(tab, "works offline")
         mine = page_answers(tab, files)
         p = np.array([[answer[name] for name in found.classes] for answer in mine])
         assert np.abs(p - wanted).max() < 1e-4

@@ -23,6 +23,7 @@ from torch import nn
 import cnnlab
 from browser import Tab, chromium
 from cnnlab import CnnlabError, Report
+from cnnlab.data import load_images
 from cnnlab.inspect.report import page as pages
 from cnnlab.inspect.report.comparison import McNemar
 from cnnlab.inspect.report.folders import shortened, without_folders
@@ -354,6 +355,32 @@ def test_missing_images_and_weights_are_reported(folder: Path, tmp_path: Path, s
     unfinished = result.report().payload["runs"][0]
     assert not unfinished["finished"]
     assert unfinished["history"]["epoch"] == [1]
+
+
+def test_what_a_folder_holds_besides_images_is_counted(folder: Path, shapes: Path) -> None:
+    (shapes / "README.md").write_text("about")
+    (shapes / "empty").mkdir()
+    result = cnnlab.train(
+        "digits", data=f"folder:{shapes}", model="lenet", image_size=20, epochs=1, name="besides", runs_dir=folder,
+        progress="none",
+    )  # fmt: skip
+    checks = result.report().payload["runs"][0]["checks"]
+    assert sorted(checks["passed_over"].values()) == [1, 1]
+
+
+def test_other_images_are_not_taken_for_training_images(results: list[Any], tmp_path: Path) -> None:
+    images = load_images("digits", "test")
+    assert images is not None
+    for i in range(40):
+        (tmp_path / "new" / str(int(images.labels[i]))).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.images[i, 0].numpy()).save(tmp_path / "new" / str(int(images.labels[i])) / f"{i}.png")
+    found = results[0].report(data=f"folder:{tmp_path / 'new'}")
+    e = found.payload["runs"][0]["evaluation"]
+    assert (e["split"], e["other_data"], e["images"]) == ("train", True, 40)
+    assert e["suspects_from"] == "split"
+    assert "trained on these images" not in found.markdown
+    with pytest.raises(CnnlabError, match="not those that"):
+        results[0].report(data=f"folder:{tmp_path / 'new'}", split="validation")
 
 
 def test_paths_are_shortened_to_their_distinct_parts() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnlab.data import SourceOptions, data_folder, is_listed, list_files, load_images
+from cnnlab.data import SourceOptions, absolute, data_folder, is_listed, list_files, load_images
 from cnnlab.data.imageset import viewable
 from cnnlab.inspect.report.thumbnails import SIDE, data_uri
 from cnnlab.io.decode import BadImage, Decoding, bombs_refused, decode, probe
@@ -73,12 +73,19 @@ class Browser:
         self._lock = threading.Lock()
 
     def summary(self, source: str) -> dict[str, Any]:
-        """Return the classes of a source and the number of images by split, class and group. Raise CnnlabError."""
+        """Return the classes of a source and the number of images by split, class and group. Raise CnnlabError.
+
+        Files are listed anew. data: the source with an absolute path, as runs record it.
+        """
+        with self._lock:
+            if is_listed(source):
+                self._kept.pop(source, None)
         shown = self._shown(source)
         counts = {split: Counter(labels.tolist()) for split, labels in shown.labels.items()}
         groups = {split: Counter(map(str, names)) for split, names in shown.groups.items()}
         return {
             "source": source,
+            "data": absolute(source),
             "classes": shown.classes,
             "splits": list(shown.labels),
             "counts": {split: [count[k] for k in range(len(shown.classes))] for split, count in counts.items()},

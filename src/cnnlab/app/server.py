@@ -28,7 +28,7 @@ from cnnlab.app.processes import Trainings
 from cnnlab.app.searching import Searches
 from cnnlab.app.trying import Trials
 from cnnlab.defaults import choose_recipe
-from cnnlab.inspect.report import MOST_RUNS, live_report, report
+from cnnlab.inspect.report import MOST_RUNS, live_report, page_report
 from cnnlab.inspect.report.page import PAGE
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.text import escape
@@ -88,9 +88,13 @@ class Pages:
         members: dict[str, Path] = {}
         for name in request.query_params.getlist("run"):
             members |= self.runs.members(name)
-        names = list(members)[:MOST_RUNS]
+        names = list(members)
         if not names:
             raise CnnlabError("no run to report; name one")
+        if len(names) > MOST_RUNS:
+            raise CnnlabError(
+                f"{len(names)} runs are too many for one page; choose at most {MOST_RUNS} in the list of runs"
+            )
         chosen = [open_run(members[name]) for name in names]
         if request.query_params.get("live"):
             return live_report(chosen).payload
@@ -98,13 +102,16 @@ class Pages:
         key = tuple((name, signatures.get(name)) for name in names)
         with self.trials.lock:
             if key not in self._reports:
-                made = report(*chosen, data_dir=self.settings.data_dir, threads=self.settings.threads)
+                made = page_report(chosen, self.settings.data_dir, self.settings.threads)
+                whole = json.dumps(made.payload, allow_nan=False).encode()
+                if any(run["missing"] for run in made.payload["runs"]):
+                    return whole  # not kept: the images may be back at the next request
                 # The evaluation itself is recorded in the run's folder, which changes its signature.
                 signatures = self.runs.signatures()
                 key = tuple((name, signatures.get(name)) for name in names)
                 while len(self._reports) > 4:
                     self._reports.pop(next(iter(self._reports)))
-                self._reports[key] = json.dumps(made.payload, allow_nan=False).encode()
+                self._reports[key] = whole
             return self._reports[key]
 
     def recipes(self, _: Request) -> Any:

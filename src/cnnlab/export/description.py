@@ -8,14 +8,18 @@ from typing import Any
 from cnnlab.device.hardware import package_version
 from cnnlab.export.runtime import FORMAT
 from cnnlab.inference import Classifier
+from cnnlab.inspect.report.folders import paths_of, shortened, without_folders
 from cnnlab.training.runs import Run
 
 
 def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
-    """Return the description of a run's exported network. weights: the exported weights file."""
+    """Return the description of a run's exported network. weights: the exported weights file.
+
+    Of paths on this machine only the last part is left: the file is meant to be shared.
+    """
     p = classifier.preprocessing
     versions = {name: package_version(name) for name in ("torch", "pillow", "numpy")}
-    return {
+    about = {
         "format": FORMAT,
         "classes": classifier.classes,
         "preprocessing": p.to_dict(),
@@ -30,6 +34,8 @@ def describe(run: Run, weights: Path, classifier: Classifier) -> dict[str, Any]:
         "published_weights": run.info["model"].get("weights"),
         "decoding": decoding_in_words(p.channels, p.background, p.low, p.high),
     }
+    shown: dict[str, Any] = without_folders(about, shortened(paths_of(run)))
+    return shown
 
 
 def utf8(name: str) -> str:

@@ -69,7 +69,7 @@ class Parity:
 
 
 def _changed(count: int) -> str:
-    return f"{plural(count, 'class')} changed" if count else "no classes changed"
+    return f"the class of {plural(count, 'image')} changed" if count else "no classes changed"
 
 
 def compare(classifier: Classifier, images: ImageSet, split: str, exported: Answers, threads: int | None) -> Parity:

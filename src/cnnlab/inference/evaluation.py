@@ -147,6 +147,7 @@ def evaluate_run(
     model: Network | None = None,
     data: Any = None,
     split: str | None = None,
+    own_split: str | None = None,
     weights: str | None = None,
     runs_dir: str | Path = "runs",
     device: str = "auto",
@@ -164,6 +165,7 @@ def evaluate_run(
     fingerprint; or other images, of all or some of the run's classes: a source's name, or images as `train` takes them.
     Any split of other images may be evaluated. Default: the run's source.
     split: test, validation or train, or the beginning of such a name. Default: the first of these that the data have.
+    own_split: the default for the run's own images.
     weights: best or last. Default: best if it was chosen on validation images, else last. views: test-time
     augmentation, a key of VIEWS. precision: of convolutions and matrix products, a key of PRECISIONS; in 16 bits the
     logits of an image may depend on the rest of its batch. threshold: an image whose top probability is lower belongs
@@ -181,7 +183,7 @@ def evaluate_run(
     threshold = run.threshold(file) if threshold is None else threshold
     network, temperature = load_network(run, file, model), run.temperature(file)
     preprocessing = preprocessing_of(run)
-    images, split, other = find_images(run, split, source_options(run, data_dir, skip_bad), data)
+    images, split, other = find_images(run, split, source_options(run, data_dir, skip_bad), data, own_split)
     layout = layout_of(run)
     network.to(memory_format=layout)
     with reproducible(0, threads or available_cores()), exact_float32():

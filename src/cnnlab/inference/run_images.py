@@ -84,28 +84,34 @@ def source_options(run: Run, data_dir: str | Path | None, skip_bad: bool) -> Sou
     )
 
 
-def find_images(run: Run, split: str | None, options: SourceOptions, data: Any) -> tuple[ImageSet, str, bool]:
-    """Return the images to evaluate, their split, and whether they are other images than the run's."""
+def find_images(
+    run: Run, split: str | None, options: SourceOptions, data: Any, own_split: str | None = None
+) -> tuple[ImageSet, str, bool]:
+    """Return the images to evaluate, their split, and whether they are other images than the run's.
+
+    own_split: the default of `split` for the run's own images.
+    """
+    mine = split or own_split
     in_memory = run.recipe.data.startswith(MEMORY)
     if data is None:
         if in_memory:
             check_own(run.path, run.recipe, data=None)
         try:
-            return (*_run_images(run, split, options, run.recipe.data), False)
+            return (*_run_images(run, mine, options, run.recipe.data), False)
         except _OtherImages as error:
             raise CnnlabError(f"{error}, or other images to evaluate on") from error
     if not isinstance(data, str):
         own = own_images(data, run.classes)
         default = "validation" if run.recipe.eval_split == "validation" else "test"
-        if in_memory and (split or default) != "test":
+        if in_memory and (mine or default) != "test":
             try:
-                return (*_run_images(run, split or default, options, run.recipe.data, own), False)
+                return (*_run_images(run, mine or default, options, run.recipe.data, own), False)
             except _OtherImages:
                 if split is not None:
                     raise
         return same_classes(run, own.held_out or own.train, "these images"), split or "test", True
     try:
-        return (*_run_images(run, split, options, data), False)
+        return (*_run_images(run, mine, options, data), False)
     except _OtherImages:
         return (*_other_images(run, split, options, data), True)
 
@@ -187,7 +193,10 @@ def _other_images(run: Run, split: str | None, options: SourceOptions, data: str
             return same_classes(run, images, data), name
     if split is None:
         raise CnnlabError(f"{data} holds no labelled images; cnnlab predict classifies images without labels")
-    raise CnnlabError(f"{data} has no {split} split; leave --split out")
+    raise CnnlabError(
+        f"{data} has no {split} split, and its images are not those that {run.path} was trained on; name where those "
+        "are, or another split"
+    )
 
 
 def _with_remedy(run: Run, error: CnnlabError) -> CnnlabError:

@@ -20,7 +20,7 @@ from cnnlab.io.files import save_new_csv
 from cnnlab.io.text import cell
 from cnnlab.recipe import Recipe
 from cnnlab.training import runs
-from cnnlab.training.own import check_own
+from cnnlab.training.own import check_own, resume_command
 from cnnlab.training.series import is_series, open_series
 from cnnlab.training.start import started_members
 
@@ -87,7 +87,7 @@ def split_table(
     series = open_series(path) if is_series(path) else None
     run = next(iter(started_members(path)), None) if series is not None else runs.open_run(path)
     if run is None:
-        raise CnnlabError(f"{path} has no run yet; continue it first: cnnlab train --resume {path}")
+        raise CnnlabError(f"{path} has no run yet; continue it first: {resume_command(path)}")
     check_own(run.path, run.recipe, data=None)
     recipe = run.recipe if data is None else replace(run.recipe, data=data)
     options = SourceOptions(

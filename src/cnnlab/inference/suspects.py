@@ -30,6 +30,7 @@ from cnnlab.io.tables import Table
 from cnnlab.io.text import cell, plural
 from cnnlab.models.own import Network
 from cnnlab.training import runs
+from cnnlab.training.own import resume_command
 from cnnlab.training.series import OUT_OF_FOLD, is_series, member_folders, open_series
 
 
@@ -149,7 +150,7 @@ def _read_out_of_fold(folder: Path) -> tuple[list[str], list[str], Tensor, Tenso
     """Return paths, classes, labels (N,) and probabilities (N, K) of out_of_fold.csv. Raise CnnlabError."""
     file, members = folder / OUT_OF_FOLD, member_folders(folder)
     if not file.is_file() or not members:
-        raise CnnlabError(f"{folder} has no {OUT_OF_FOLD}: its folds are not finished; cnnlab train --resume {folder}")
+        raise CnnlabError(f"{folder} has no {OUT_OF_FOLD}: its folds are not finished; {resume_command(folder)}")
     classes = runs.open_run(members[0]).classes
     names = {cell(name): k for k, name in enumerate(classes)}
     rows = table_rows(file.open("rb"), str(file))
@@ -160,12 +161,12 @@ def _read_out_of_fold(folder: Path) -> tuple[list[str], list[str], Tensor, Tenso
     for line, row in rows:
         numbers = _probabilities(row[3:-1])
         if row[1] not in names or numbers is None:
-            raise CnnlabError(f"{file}, line {line}, is damaged; remove the file, then cnnlab train --resume {folder}")
+            raise CnnlabError(f"{file}, line {line}, is damaged; remove the file, then {resume_command(folder)}")
         paths.append(row[0])
         labels.append(names[row[1]])
         values.append(numbers)
     if not paths:
-        raise CnnlabError(f"{file} is damaged: it has no rows; remove it, then cnnlab train --resume {folder}")
+        raise CnnlabError(f"{file} is damaged: it has no rows; remove it, then {resume_command(folder)}")
     return paths, classes, torch.tensor(labels), torch.tensor(values, dtype=torch.float64)
 
 

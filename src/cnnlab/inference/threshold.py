@@ -67,7 +67,7 @@ class Threshold:
     def __str__(self) -> str:
         rejected = self.images - self.accepted
         (low, high), (least, most) = self.intervals.values()
-        none = f"{self.threshold:.4f} (below it: none of these)" if self.threshold else "none, rejects nothing"
+        none = f"{self.threshold:.4f} (below it: none of these)" if self.threshold else "none; no image is rejected"
         return "\n".join([
             f"threshold for {self.wanted} {self.value:g}: {none}",
             f"precision {self.precision:.4f} ({low:.3f}-{high:.3f}): {self.correct:,} of {self.accepted:,} accepted "
@@ -100,12 +100,12 @@ def set_threshold(
     """
     run = name if isinstance(name, Run) else runs.open_run(name, runs_dir)
     if (precision is None) == (coverage is None):
-        raise CnnlabError("name one of precision and coverage, such as precision 0.99")
+        raise CnnlabError("give either precision or coverage, for example precision=0.99")
     for what, value in (("precision", precision), ("coverage", coverage)):
         if value is not None and not 0 < value <= 1:
             raise CnnlabError(f"{what} {value:g}: must be above 0 and at most 1")
     if run.summary() is None:
-        raise CnnlabError(f"{run.path} is not finished; continue it first: cnnlab train --resume {run.path}")
+        raise CnnlabError(f"{run.path} is not finished; continue it first: {run.resume_call}")
     check_held_out(run)
     found = evaluate_run(
         run, model=model, data=data, split="validation", device=device, data_dir=data_dir, skip_bad=skip_bad,

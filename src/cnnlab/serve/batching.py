@@ -140,8 +140,10 @@ class Batcher:
                     self._pixels.put(None)
                     break
                 batch.append(found)
-            wanted = [(place, pixels) for place, pixels in batch if not place[0].dropped]
-            self._answer([(place, None) for place, _ in batch if place[0].dropped])
+            # Read once for each image: the event loop may set it meanwhile.
+            dropped = [place[0].dropped for place, _ in batch]
+            wanted = [one for one, late in zip(batch, dropped, strict=True) if not late]
+            self._answer([(place, None) for (place, _), late in zip(batch, dropped, strict=True) if late])
             if wanted:
                 self._answer(self._classified(wanted), len(wanted))
 

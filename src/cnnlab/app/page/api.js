@@ -25,13 +25,20 @@ export const get = (path, values) => answer(fetch(`/api/${path}${query(values)}`
 export const post = (path, values) => answer(fetch(`/api/${path}`, { method: "POST", body: JSON.stringify(values) }));
 export const send = (path, values, file) => answer(fetch(`/api/${path}${query(values)}`, { method: "POST", body: file }));
 
-// Call `changed` with the names of runs when they change. Return a function that ends this.
+// Call `changed` with the names of runs when they change. A hidden page does not listen, since browsers open six
+// connections to a server at most, for all its pages together; when it is shown again, `changed` is called without names.
 export function watch(changed) {
-  const source = new EventSource("/api/events");
-  source.onmessage = (event) => {
-    const names = JSON.parse(event.data);
-    if (names.length || source.again) changed(names);
-    source.again = true;
-  };
-  return () => source.close();
+  let source = null, again = false;
+  function listen() {
+    if (document.hidden) { source?.close(); source = null; again = true; return; }
+    if (source) return;
+    source = new EventSource("/api/events");
+    source.onmessage = (event) => {
+      const names = JSON.parse(event.data);
+      if (names.length || again) changed(names);
+      again = true;
+    };
+  }
+  document.addEventListener("visibilitychange", listen);
+  listen();
 }

@@ -1,6 +1,6 @@
 // Browse the images of a source by split, class and group; search it for duplicates and for labels that may be wrong.
 
-import { el } from "../report/dom.js";
+import { el, keepFocus } from "../report/dom.js";
 import { probability, visible } from "../report/format.js";
 import { get, post } from "./api.js";
 import { address, duration } from "./route.js";
@@ -10,7 +10,7 @@ const COUNT = 60, PAIRS = 30;
 export function dataPage(app) {
   const { t, names } = app;
   const source = el("input", { type: "text", id: "data-source", value: names[0] ?? "digits", placeholder: t("ui_source_help"), spellcheck: "false" });
-  const form = el("form", { class: "field", onsubmit: (event) => { event.preventDefault(); location.hash = address("data", source.value); } },
+  const form = el("form", { class: "field", onsubmit: (event) => { event.preventDefault(); if (source.value === names[0]) load(); else location.hash = address("data", source.value); } },
     el("label", { for: "data-source" }, t("ui_source")), source, el("button", { class: "more" }, t("ui_show")));
   const body = el("div", {}, el("p", { class: "small" }, t("ui_loading")));
   app.node.append(el("main", {}, el("div", { class: "head" }, el("h1", {}, t("ui_data"))), form, el("p", { class: "small" }, t("ui_source_help")), body));
@@ -21,14 +21,14 @@ export function dataPage(app) {
   const seen = new IntersectionObserver((entries) => { for (const one of entries) if (one.isIntersecting) one.target.click(); }, { rootMargin: "400px" });
 
   function tabs(label, values, chosen, choose) {
-    return el("div", { class: "tabs", role: "group", "aria-label": label }, values.map(([value, text, count]) =>
+    return el("div", { class: "tabs", role: "group", "aria-label": label, "data-key": label }, values.map(([value, text, count]) =>
       el("button", { type: "button", class: "tab", "aria-pressed": String(value === chosen), onclick: () => choose(value) },
         el("bdi", {}, app.short(text, 24)), count === undefined ? null : el("span", { class: "count" }, ` ${count.toLocaleString("en-US")}`))));
   }
 
   function choice(label, values, chosen, choose) {
     const select = el("select", { "aria-label": label, onchange: () => choose(select.value || null) }, values.map(([value, text]) => el("option", { value, selected: value === (chosen ?? "") }, text)));
-    return el("div", { class: "choice" }, el("span", { class: "small" }, label), select);
+    return el("div", { class: "choice", "data-key": label }, el("span", { class: "small" }, label), select);
   }
 
   function change(found, values) {
@@ -41,9 +41,9 @@ export function dataPage(app) {
     const mine = ++turn;
     seen.disconnect();
     const current = () => !ended && mine === turn;
-    body.replaceChildren(...found.notes.map((text) => el("p", { class: "small" }, visible(text))),
+    keepFocus(body, () => body.replaceChildren(...found.notes.map((text) => el("p", { class: "small" }, visible(text))),
       tabs(t("ui_view"), views, state.view, (view) => change(found, { view })),
-      ...(state.view === "all" ? browse(found, current) : search(found, current)));
+      ...(state.view === "all" ? browse(found, current) : search(found, current))));
   }
 
   // Load rows in parts: the first at once, more as the page is scrolled. next(shown) returns { nodes, total, text }.
@@ -101,7 +101,7 @@ export function dataPage(app) {
   function search(found, current) {
     const kind = state.view;
     const line = el("p", { class: "small", role: "status" }), grid = el("div", { class: kind === "suspects" ? "grid wide" : "pairs-grid" }), place = el("div", {});
-    const able = runs.filter((run) => run.data === found.source);
+    const able = runs.filter((run) => run.data === found.data);
     state.run = able.some((run) => run.name === state.run) ? state.run : able[0]?.name ?? null;
     const button = el("button", { type: "button", class: "more primary", disabled: kind === "suspects" && !able.length, onclick: start }, t("ui_search"));
     async function start() {
@@ -151,17 +151,19 @@ export function dataPage(app) {
       el("span", { class: "small" }, t("ui_instead"), " ", el("bdi", {}, app.short(row.predicted, 30)), ` ${probability(row.probability)}; ${t("ui_own_label", { p: probability(row.label_probability) })}`));
   }
 
-  (async () => {
+  async function load() {
+    app.say("");
     try {
       const [found, listed] = await Promise.all([get("data", { source: source.value }), get("runs")]);
       if (ended) return;
       const whole = listed.runs.filter((run) => run.state === "finished" && !run.own && run.split === "validation");
       runs = [...Object.entries(listed.series).filter(([, kind]) => kind === "folds").map(([name]) => ({ name, data: whole.find((run) => run.name.startsWith(`${name}/`))?.data })), ...whole];
-      state.split = found.splits[0];
+      Object.assign(state, { split: found.splits[0], k: null, group: null });
       draw(found);
     } catch (error) {
       body.replaceChildren();
       if (!ended) app.fail(error);
     }
-  })();
+  }
+  load();
 }

@@ -4,7 +4,7 @@ import { el } from "../report/dom.js";
 import { render } from "../report/report.js";
 import { get } from "./api.js";
 import { address } from "./route.js";
-import { action } from "./runs.js";
+import { action, outputs } from "./runs.js";
 
 export function runPage(app) {
   reports(app);
@@ -18,8 +18,8 @@ function reports(app) {
   const { t, names } = app;
   const line = el("div", { class: "actions" });
   const note = el("p", { class: "small", role: "status" }, t("ui_loading"));
-  const place = el("div", {});
-  app.node.append(el("div", { class: "above" }, line, note), place);
+  const failed = el("div", {}), place = el("div", {});
+  app.node.append(el("div", { class: "above" }, line, note, failed), place);
   let busy = false, again = false, ended = false;
   app.end = () => { ended = true; };
 
@@ -56,12 +56,14 @@ function reports(app) {
 
   async function actions() {
     if (names.length > 1) return;
-    const run = (await get("runs")).runs.find((one) => one.name === names[0]);
+    const found = await get("runs");
+    const run = found.runs.find((one) => one.name === names[0]);
     if (!run || ended) return;
+    failed.replaceChildren(...outputs(app, found, names[0]));
     const links = run.state === "finished" ? [el("a", { class: "quiet", href: address("try", run.name) }, t("ui_try")), el("a", { class: "quiet", href: address("data", run.data) }, t("ui_data"))] : [];
     line.replaceChildren(el("span", { class: `state ${run.state}` }, t(`state_${run.state}`)), ...[action(app, run, load), ...links].filter(Boolean));
   }
 
-  app.changed = (changed) => { if (!changed.length || changed.some((name) => names.includes(name))) load(); };
+  app.changed = (changed) => { if (!changed.length || changed.some((name) => names.some((one) => name === one || name.startsWith(`${one}/`)))) load(); };
   load();
 }

@@ -1,6 +1,6 @@
 // All runs, live, including those that other processes train.
 
-import { el, svg } from "../report/dom.js";
+import { el, keepFocus, svg } from "../report/dom.js";
 import { visible } from "../report/format.js";
 import { get, post } from "./api.js";
 import { address, duration, filtered, sparkline } from "./route.js";
@@ -31,7 +31,7 @@ export function runsPage(app) {
     const name = el("bdi", {}, app.short(within ? run.name.slice(series.length + 1) : run.name, 48));
     const points = run.curve?.length ? sparkline(run.curve, 96, 24) : "";
     const acc = run.acc === undefined || run.acc === null ? "" : run.acc.toFixed(4);
-    return el("tr", { class: within ? "member" : null },
+    return el("tr", { class: within ? "member" : null, "data-key": run.name },
       el("td", {}, box),
       el("td", { class: "name" }, run.state === "damaged" ? [name, el("span", { class: "why small" }, visible(run.error).slice(0, 300))] : el("a", { href: address("run", run.name) }, name)),
       el("td", {}, el("span", { class: `state ${run.state}` }, t(`state_${run.state}`))),
@@ -44,20 +44,22 @@ export function runsPage(app) {
       el("td", {}, action(app, run, load)));
   }
 
-  // A row for each run. Above the first run of a series, a row for the series, which has its own page.
+  // A row for each run. A series has a row of its own, which leads to its page, above the rows of all its runs.
   function rows() {
     const shown = filtered(found.runs, filter.value), drawn = new Set();
+    const seriesOf = (run) => run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
     return shown.flatMap((run) => {
-      const series = run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
-      if (!(series in found.series) || drawn.has(series)) return [row(run)];
+      const series = seriesOf(run);
+      if (!(series in found.series)) return [row(run)];
+      if (drawn.has(series)) return [];
       drawn.add(series);
-      return [seriesRow(series, found.runs.filter((one) => one.name.startsWith(`${series}/`))), row(run)];
+      return [seriesRow(series, found.runs.filter((one) => seriesOf(one) === series)), ...shown.filter((one) => seriesOf(one) === series).map(row)];
     });
   }
 
   function seriesRow(name, runs) {
     const state = ["running", "damaged", "interrupted"].find((kind) => runs.some((run) => run.state === kind)) ?? "finished";
-    return el("tr", { class: "series" }, el("td", {}),
+    return el("tr", { class: "series", "data-key": name }, el("td", {}),
       el("td", { class: "name" }, el("a", { href: address("run", name) }, el("bdi", {}, app.short(name, 48)))),
       el("td", {}, el("span", { class: `state ${state}` }, t(`state_${state}`))),
       el("td", {}, el("bdi", {}, app.short(runs[0].model ?? "", 28))), el("td", {}, el("bdi", {}, app.short(runs[0].data ?? "", 36))),
@@ -73,13 +75,10 @@ export function runsPage(app) {
   }
 
   function draw() {
-    body.replaceChildren(...rows());
+    keepFocus(body, () => body.replaceChildren(...rows()));
     empty.hidden = found.runs.length > 0;
     empty.textContent = t("ui_no_runs", { folder: found.folder });
-    const names = new Set(found.runs.map((run) => run.name));
-    const odd = found.started.filter((one) => one.code !== null && one.code !== 0 && one.code !== 130 && !names.has(one.name) || one.code === null && !names.has(one.name));
-    failed.replaceChildren(...odd.map((one) =>
-      el("details", { open: true }, el("summary", {}, `${one.name}: ${t(one.code === null ? "state_starting" : "state_failed")}`), el("pre", {}, visible(one.output)))));
+    failed.replaceChildren(...outputs(app, found));
   }
 
   async function load() {
@@ -92,6 +91,15 @@ export function runsPage(app) {
   }
   app.changed = load;
   load();
+}
+
+// What the processes printed that are starting, or have failed and left no run or an interrupted one.
+export function outputs(app, found, only = null) {
+  const states = new Map(found.runs.map((run) => [run.name, run.state]));
+  const shown = found.started.filter(({ name, code }) => (only === null || name === only) &&
+    (states.has(name) ? code !== null && code !== 0 && code !== 130 && states.get(name) === "interrupted" : code !== 0 && code !== 130));
+  return shown.map((one) => el("details", { open: true, class: "failed" },
+    el("summary", {}, `${one.name}: ${app.t(one.code === null ? "state_starting" : "state_failed")}`), el("pre", { "aria-label": app.t("ui_output") }, visible(one.output))));
 }
 
 // The button that stops or resumes a run, if that is possible.

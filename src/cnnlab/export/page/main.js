@@ -1,7 +1,7 @@
 // The page of an exported network: an image goes in, probabilities come out, and nothing leaves the browser.
 
 import "./words.js";
-import { el } from "../report/dom.js";
+import { el, keepFocus } from "../report/dom.js";
 import { context } from "../report/context.js";
 import { visible, whole } from "../report/format.js";
 import { toolbar } from "../report/toolbar.js";
@@ -99,12 +99,13 @@ function answer() {
   const heat = mapped && activation(image, how.fit, map, k, t("try_map", { name }));
   const choice = mapped && order.length > 1 && el("select", { "aria-label": t("web_map_of"), onchange: (event) => { state.shown = Number(event.target.value); answer(); } },
     order.map((one) => el("option", { value: one, selected: one === k }, page.short(classes[one], 40))));
-  document.getElementById("result").replaceChildren(
+  const result = document.getElementById("result");
+  keepFocus(result, () => result.replaceChildren(
     el("div", { class: mapped ? "answer" : "answer no-map" },
       el("figure", {}, square(image, how.fit, how.size, t("try_seen")), el("figcaption", {}, t("try_seen"))),
-      mapped && el("figure", {}, heat, el("figcaption", {}, t(heat ? "try_map" : "web_no_map", { name }), choice)),
+      mapped && el("figure", { "data-key": "map" }, heat, el("figcaption", {}, t(heat ? "try_map" : "web_no_map", { name }), choice)),
       el("div", { class: "bars" }, answerBars(page, order.map((one) => [classes[one], probabilities[one]]), none ? payload.threshold : null),
-        el("p", { class: "small" }, t("web_time", { ms: ms.toFixed(ms < 10 ? 1 : 0) })))));
+        el("p", { class: "small" }, t("web_time", { ms: ms.toFixed(ms < 10 ? 1 : 0) }))))));
 }
 
 function ranked({ probabilities }) {

@@ -123,7 +123,8 @@ def report(
 ) -> Report:
     """Return a report about one run, or about several side by side; a folder of seeds or folds stands for its runs.
 
-    split: test, validation or train. Default: the split that was evaluated during training. The evaluation is recorded
+    split: test, validation or train. Default: the split that was evaluated during training; of other images, the first
+    that there is. The evaluation is recorded
     in the run, as by `evaluate_run`, which explains the other arguments. folder: where the page will be saved; paths of
     images are relative to it. Default: the working folder. If a run lacks weights or images, the page says so and has
     no part that needs them. Raise CnnlabError for an option that does not fit.
@@ -151,6 +152,13 @@ def report(
 def live_report(chosen: Sequence[Run]) -> Report:
     """Return a report without an evaluation, for runs that are being trained or evaluated."""
     return _made([Measured(run, None, []) for run in chosen], Options())
+
+
+def page_report(chosen: Sequence[Run], data_dir: str | Path | None, threads: int | None) -> Report:
+    """Return a report for a page that compares any runs: it says what cannot be evaluated, and shows the rest."""
+    options = Options(data_dir=data_dir, threads=threads, folder=Path().absolute(),
+                      most_rows=MOST_ROWS // len(chosen), lenient=True)  # fmt: skip
+    return _made([measure(run, options) for run in chosen], options)
 
 
 def _made(measured: Sequence[Measured], options: Options) -> Report:

@@ -124,10 +124,10 @@ def _classes(e: dict[str, Any]) -> str:
 
 
 def _limits(run: dict[str, Any], e: dict[str, Any]) -> Iterator[str]:
-    yield "The intervals are about these images alone: another seed gives another network."
-    if e["split"] == "validation":
+    yield "The intervals cover only the choice of these images: another seed gives another network."
+    if e["split"] == "validation" and not e["other_data"]:
         yield "The epoch was selected on these images, so the figures are slightly optimistic."
-    if e["split"] == "train":
+    if e["split"] == "train" and not e["other_data"]:
         yield "The network was trained on these images: the figures say nothing about new images."
     if run["looks"]["each_epoch"]:
         yield "The test set was evaluated during the training: do not select models by it."
@@ -136,19 +136,20 @@ def _limits(run: dict[str, Any], e: dict[str, Any]) -> Iterator[str]:
     yield from (f"{_name(text)}." for text in run["findings"])
     shared = {split: n for split, n in run["checks"]["shared"].items() if n}
     yield from (
-        f"{n:,} of the {split} images are among the training images, pixel for pixel." for split, n in shared.items()
+        f"{n:,} of the {_name(split)} images are among the training images, pixel for pixel."
+        for split, n in shared.items()
     )
     yield from (f"{_name(text)}." for text in run["checks"]["warnings"])
 
 
 def _facts(run: dict[str, Any]) -> Iterator[tuple[str, str]]:
     speed, checks = run["speed"], run["checks"]
-    yield "images", ", ".join(f"{n:,} {split}" for split, n in checks["images"].items())
+    yield "images", ", ".join(f"{n:,} {_name(split)}" for split, n in checks["images"].items())
     yield "classes", f"{len(run['classes']):,}"
     if speed:
         yield "throughput", f"{speed['images_per_second']:,.0f} images/s"
         yield "time", f"{speed['total_seconds']:,.1f} s"
-    yield "fingerprint of the training images", f"`{checks['fingerprint']}`"
+    yield "fingerprint of the training images", _name(checks["fingerprint"])
     yield "published weights", _name(run["published"] or "")
     yield "starts from", _name(run["from"] or "")
 

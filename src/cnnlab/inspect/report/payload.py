@@ -46,7 +46,7 @@ class Options:
     """The arguments of `report`.
 
     folder: folder of the page, to which paths of files are relative. most_rows: number of mistakes that the page lists
-    for a run, besides the correct images.
+    for a run, besides the correct images. lenient: leave out what cannot be evaluated, whatever options are given.
     """
 
     split: str | None = None
@@ -59,6 +59,7 @@ class Options:
     skip_bad: bool = False
     folder: Path | None = None
     most_rows: int = MOST_ROWS
+    lenient: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,27 +87,22 @@ def measure(run: Run, options: Options) -> Measured:
 
     Raise CnnlabError for options that do not fit. Without options, a failed evaluation only leaves parts out.
     """
-    check_own(run.path, run.recipe, builder=run.builder, model=options.model)
     check_threads(options.threads)
     pick_device(options.device)
+    if not options.lenient:
+        check_own(run.path, run.recipe, builder=run.builder, model=options.model)
     if not run.weights(options.weights).exists() and run.summary() is None:
         state = "is being trained" if training_pid(run.path) else "is not finished"
         return Measured(run, None, [f"{run.path} {state}: there are no weights to evaluate yet"])
     try:
         evaluation = evaluate_run(
-            run,
-            model=options.model,
-            data=options.data,
-            split=options.split or run.recipe.eval_split,
-            weights=options.weights,
-            data_dir=options.data_dir,
-            device=options.device,
-            threads=options.threads,
-            skip_bad=options.skip_bad,
-            keep_logits=True,
-        )
+            run, model=options.model, data=options.data, split=options.split, own_split=run.recipe.eval_split,
+            weights=options.weights, data_dir=options.data_dir, device=options.device, threads=options.threads,
+            skip_bad=options.skip_bad, keep_logits=True,
+        )  # fmt: skip
     except CnnlabError as error:
-        if any(value is not None for value in (options.split, options.weights, options.data, options.data_dir)):
+        given = (options.split, options.weights, options.data, options.data_dir)
+        if not options.lenient and any(value is not None for value in given):
             raise
         return Measured(run, None, [str(error)])
     return Measured(run, evaluation, [], options.model)
@@ -318,7 +314,8 @@ def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str
     """Return (image, class that contradicts its label) of the suspects, and their source.
 
     `out_of_fold`: for a fold of a finished cross-validation, the suspects of all folds among the images that this fold
-    held out. `train`: none, since the network knows these labels. `split`: otherwise, found by this evaluation.
+    held out. `train`: none, since the network knows the labels of its training images. `split`: otherwise, found by
+    this evaluation.
     """
     evaluation = measured.evaluation
     assert evaluation is not None
@@ -330,7 +327,7 @@ def _suspects(measured: Measured, p: Tensor) -> tuple[list[tuple[int, int]], str
         classes = {cell(name): k for k, name in enumerate(images.classes)}
         found = [(place.get(s.path), classes[cell(s.predicted)]) for s in find_suspects(folder).suspects]
         return [(i, k) for i, k in found if i is not None], "out_of_fold"
-    if evaluation.split == "train":
+    if evaluation.split == "train" and not evaluation.other:
         return [], "train"
     return confident_disagreements(p, images.labels), "split"
 
@@ -366,7 +363,7 @@ def _checks(run: Run, summary: dict[str, Any] | None) -> dict[str, Any]:
         "images": summary["images"] if summary else {k: data[k] for k in ("train", "validation", "test") if k in data},
         "shared": summary["shared"] if summary else {},
         "skipped": len(data["skipped"]),
-        "passed_over": {kind: len(names) for kind, names in data["passed_over"].items()},
+        "passed_over": data["passed_over"],
         "warnings": data["warnings"],
         "groups": {k: groups[k] for k in ("by", "groups", "held_out") if k in groups},
         "fingerprint": data["fingerprint"],

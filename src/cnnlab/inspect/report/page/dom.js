@@ -18,6 +18,16 @@ export function el(name, attributes, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
 
+// Redraw the inside of `node`. The focus stays on the control of the same place in the element of the same data-key.
+export function keepFocus(node, redraw) {
+  const controls = (key) => [...(node.querySelector(`[data-key="${CSS.escape(key)}"]`)?.querySelectorAll("a, button, input, select") ?? [])];
+  const active = node.contains(document.activeElement) ? document.activeElement : null;
+  const key = active?.closest("[data-key]")?.dataset.key;
+  const place = key === undefined ? -1 : controls(key).indexOf(active);
+  redraw();
+  if (place >= 0) controls(key)[place]?.focus({ preventScroll: true });
+}
+
 export function svg(name, attributes, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }

@@ -63,8 +63,8 @@ export const texts = {
   whole_range: ["All epochs", "全部迭代周期"],
   best_epoch: ["best epoch: {n}|best epoch: {n}", "最佳迭代周期：{n}"],
   best_help: ["The dotted line is the best epoch, {n}.|The dotted line is the best epoch, {n}.", "点线为最佳的第 {n} 个迭代周期。"],
-  curves_help: ["Point at a chart to read values; drag to zoom, double-click to go back.", "指向曲线可读数；拖动放大，双击还原。"],
-  chart_keys: ["arrow keys read values, + and - zoom, Escape goes back", "方向键读数，+ 和 - 缩放，Esc 还原"],
+  curves_help: ["Point at a chart to read values; drag to zoom, double-click to reset.", "指向曲线可读数；拖动放大，双击还原。"],
+  chart_keys: ["arrow keys read values, + and - zoom, Escape resets", "方向键读数，+ 和 - 缩放，Esc 还原"],
 
   confusion: ["Confusion matrix", "混淆矩阵"],
   confusion_help: ["A row is a true class, a column a predicted one. Choose a cell to see its images.", "行是真实类别，列是预测类别。点击格子查看其中的图像。"],
