@@ -38,7 +38,7 @@ WORDS = {
         "peer_columns": "| network | pixels | d2l, images/s | cnnlab, float32 | | cnnlab, `precision=auto` | |",
         "times": "**{median:.1f}x** ({min:.1f} to {max:.1f})",
         "speed": "Time to accuracy on Fashion-MNIST. Settings were chosen on a validation split (exceptions: [speed.md](docs/speed.md)); the test "
-        "set was evaluated once per seed, at the end. Training includes whitening and that evaluation; p: see [leaderboard.md](docs/leaderboard.md), also for rules and other races.",
+        "set was evaluated once per seed, at the end. Training includes whitening and that evaluation. For p, the rules and other races, see [leaderboard.md](docs/leaderboard.md).",
         "race_columns": "| race | accuracy | p | training, s | whole process, s | work, TFLOP | hardware | date |",
         "gpu": "On one GPU, `{recipe}` with {epochs} epochs reaches {acc} on {images:,} held-out images of CIFAR-10 (six views each, {n} seeds) in **{seconds:.2f} s** "
         "of whitening, training and evaluation, without compilation. The chapter's networks on that GPU: [speed.md](docs/speed.md). {hardware}.",

@@ -186,6 +186,12 @@ def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         Image.new("L", (8, 8)).save(tmp_path / "few" / name / "1.png")
     with pytest.raises(CnnlabError, match="has 1 training image"):
         classical(f"folder:{tmp_path / 'few'}", ["hog-linear"], cache_dir=tmp_path)
+    for split, name in ((split, name) for split in ("train", "val") for name in ("a", "b")):
+        (tmp_path / "two" / split / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (8, 8)).save(tmp_path / "two" / split / name / f"{i}.png")
+    with pytest.raises(CnnlabError, match="raise limit=1"):
+        classical(f"folder:{tmp_path / 'two'}", ["hog-linear"], limit=1, cache_dir=tmp_path)
     real = builtins.__import__
 
     def import_without_cv2(name: str, *args: object, **kwargs: object) -> object:

@@ -70,6 +70,14 @@ def test_help(cnnlab: Command, command: str) -> None:
     assert "Usage" in answer.stdout
 
 
+@pytest.mark.parametrize("group", ["kaggle", "data"])
+def test_a_group_without_a_command_prints_its_help(group: str, cnnlab: Command) -> None:
+    answer = cnnlab(group)
+    assert answer.returncode == 2
+    assert f"Usage: cnnlab {group}" in answer.stdout
+    assert not answer.stderr
+
+
 def test_list(cnnlab: Command) -> None:
     data = json.loads(cnnlab("list", "--json").stdout)
     assert set(data["models"]) == {*package.MODELS, "timm:NAME", "torchvision:NAME"}

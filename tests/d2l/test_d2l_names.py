@@ -806,10 +806,18 @@ def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
     total, right, step = one_update(each)
     assert isinstance(right, float)
     assert not total.requires_grad
-    for loss, more in ((each, {"mean": True}), (averaged, {}), (averaged, {"mean": True})):
+    for loss, more in (
+        (each, {"mean": True}),
+        (averaged, {}),
+        (averaged, {"mean": True}),
+        (F.cross_entropy, {}),
+        (lambda scores, y: F.cross_entropy(scores, y), {"mean": True}),
+    ):
         same, _, smaller = one_update(loss, **more)
         torch.testing.assert_close(same, total)  # always the sum of the losses
         torch.testing.assert_close(smaller, step / 8)
+    same, _, as_large = one_update(nn.CrossEntropyLoss(reduction="sum"))
+    torch.testing.assert_close((same, as_large), (total, step))
 
 
 def test_a_learning_rate_for_the_mean_loss_gets_a_warning() -> None:

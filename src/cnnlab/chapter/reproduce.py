@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -195,8 +196,8 @@ def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
                 row = _row(name, plan.recipes[name], _train(path, name, plan, common))
         except KeyboardInterrupt as error:
             stopped = TrainingInterrupted(
-                f"stopped at {name}, {number} of {len(names)} experiments; finished ones are saved; continue with: "
-                f"cnnlab reproduce --resume {path}"
+                f"stopped at {name} (experiment {number} of {len(names)}); finished experiments are saved; continue "
+                f"with: cnnlab reproduce --resume {shlex.quote(str(path))}"
             )
             stopped.code = getattr(error, "code", stopped.code)
             raise stopped from None
@@ -210,7 +211,7 @@ def _run(path: Path, plan: Plan, common: dict[str, Any]) -> Reproduction:
         except OSError as error:
             raise CnnlabError(
                 f"cannot write into {path}: {reason(error)}; fix that, then continue with: "
-                f"cnnlab reproduce --resume {path}"
+                f"cnnlab reproduce --resume {shlex.quote(str(path))}"
             ) from error
     return Reproduction(path, [done[n] for n in names])
 

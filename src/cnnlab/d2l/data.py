@@ -142,7 +142,7 @@ def show_images(
     from cnnlab.io.fonts import report_numbers, use_fonts
 
     if not (is_count(num_rows) and is_count(num_cols)):
-        raise CnnlabError(f"a grid of {num_rows!r} by {num_cols!r}: choose integers from 1")
+        raise CnnlabError(f"a grid of {num_rows!r} by {num_cols!r}: choose integers of at least 1")
     if not isinstance(imgs, Iterable):
         raise CnnlabError(f"imgs is a {type(imgs).__name__}; pass a tensor or a list of images")
     figure, grid = plt.subplots(num_rows, num_cols, figsize=(num_cols * scale, num_rows * scale), squeeze=False)

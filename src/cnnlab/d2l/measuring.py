@@ -98,7 +98,7 @@ class Timer:
 def try_gpu(i: int = 0) -> torch.device:
     """Return CUDA device `i` if it exists, else the CPU; for i=0, Apple's MPS is preferred to the CPU."""
     if i < 0:
-        raise CnnlabError(f"try_gpu({i}): use an index from 0")
+        raise CnnlabError(f"try_gpu({i}): use an index of at least 0")
     if torch.cuda.device_count() > i:
         return torch.device(f"cuda:{i}")
     if i == 0 and torch.backends.mps.is_available():

@@ -70,7 +70,7 @@ def _parse(first: Any, second: Any, third: Any, strides: Any) -> tuple[int | Non
     if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in counts) or projection not in (0, 1):
         raise CnnlabError(
             f"{call} fits neither Residual(input_channels, num_channels, use_1x1conv, strides) nor "
-            "Residual(num_channels, use_1x1conv, strides); use integers from 1 for channels and strides"
+            "Residual(num_channels, use_1x1conv, strides); use integers of at least 1 for channels and strides"
         )
     return inputs, outputs, bool(projection), stride
 

@@ -113,8 +113,9 @@ def train_batch_ch13(
 
     The update minimizes the sum of the losses, as in the original, so its printed learning rates fit: a rate of 2e-4 on
     the sum of 128 losses equals 0.0256 on their mean. A rate of 0.1 would equal 12.8; SGD gets a warning then. mean:
-    minimize the mean, so that the rate does not depend on the batch size. A loss that returns the mean is minimized as
-    it is. The sum is returned even then, where the original returns the mean.
+    minimize the mean, so that the rate does not depend on the batch size. A loss that returns one number is taken for
+    the mean, unless its `reduction` is "sum", and minimized as it is. The sum is returned even then, where the original
+    returns the mean.
     """
     if not devices:
         raise CnnlabError("devices is empty; pass try_all_gpus()")
@@ -142,7 +143,7 @@ def _batch(
     predicted = net(x)
     losses = loss(predicted, y)  # (B,), or one number
     total = losses.sum()
-    averaged = losses.ndim == 0 and getattr(loss, "reduction", "") == "mean"
+    averaged = losses.ndim == 0 and getattr(loss, "reduction", "mean") != "sum"
     if not (mean or averaged):
         _warn_of_sum(trainer, len(y))
     (total / len(y) if mean and not averaged else total).backward()
@@ -280,12 +281,12 @@ def _train_epoch(
 
 def _check_epochs(num_epochs: int) -> None:
     if not is_count(num_epochs):
-        raise CnnlabError(f"num_epochs={num_epochs!r}: choose an integer from 1")
+        raise CnnlabError(f"num_epochs={num_epochs!r}: choose an integer of at least 1")
 
 
 def _check_rate(lr: Any) -> None:
     if lr is None or isinstance(lr, str) or not 0 <= lr < float("inf"):
-        raise CnnlabError(f"lr={lr!r}: choose a learning rate from 0, such as 0.1")
+        raise CnnlabError(f"lr={lr!r}: choose a learning rate of at least 0, such as 0.1")
 
 
 def _check_step(loss: Any, trainer: Any) -> None:

@@ -149,12 +149,12 @@ class _Work:
         self.whole, own = whole, self.images("validation")
         self.reading = time.perf_counter() - start
         counts = np.bincount(whole.labels.numpy(), minlength=len(whole.classes))
-        if own is None and counts.min() < 2:
+        if counts.min() < (2 if own is None else 1):
             few = whole.classes[int(counts.argmin())]
             remedy = f"raise limit={limit}" if limit else "add images"
             raise CnnlabError(
                 f"{data}: class {few} has {counts.min()} training image{'s' * int(counts.min() != 1)}; one is "
-                f"needed for training and one for validation; {remedy}"
+                f"needed for training{' and one for validation' if own is None else ''}; {remedy}"
             )
         self.fit_index: Labels = np.arange(len(whole))
         self.held_index: Labels | None = None
