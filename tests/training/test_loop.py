@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from cnnlab import CnnlabError, Recipe, TrainingInterrupted, open_run, resume, train, train_seeds
 from cnnlab.models import build_model
 from cnnlab.training import checkpoint, loop, runs
+from cnnlab.training.locks import lock_pid
 from cnnlab.training.progress import Position, Progress
 from cnnlab.training.step import GuardedStep
 
@@ -59,6 +60,7 @@ def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:
 
     with pytest.raises(TrainingInterrupted, match="1 finished epoch is saved"):
         train(tiny, name="run", threads=1, on_epoch=hook)
+    assert lock_pid(Path("runs/run")) is None  # though this process lives on, as in a notebook
     assert len(resume("runs/run", threads=1).history) == 3  # type: ignore[union-attr]
 
 

@@ -19,6 +19,7 @@ from cnnlab.training.folders import check_free, free_name
 from cnnlab.training.locks import training_pid
 
 LOGS = ".logs"
+_ENDING = 2.0  # seconds that a stopped process takes to end
 _TAIL = 4000  # bytes of a log that the page shows
 
 
@@ -85,6 +86,9 @@ class Trainings:
 
     def _run(self, name: str, words: Sequence[str]) -> None:
         before = self._started.get(name)
+        if before is not None:
+            with suppress(subprocess.TimeoutExpired):
+                before.wait(_ENDING)  # it may have released the run's lock and be about to end
         if before is not None and before.poll() is None:  # it may not have taken the run's lock yet
             raise CnnlabError(f"a process that trains {name} has been started already; wait for it, or stop it")
         where = ["--runs-dir", str(self.folder)] if "--resume" not in words else []

@@ -44,6 +44,8 @@ def locked(path: Path) -> Iterator[None]:
             file.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
+        with suppress(OSError):  # this process may live on, as in a notebook, and `lock_pid` would take it for training
+            file.write_text("", encoding="utf-8")
         lock.release()
 
 

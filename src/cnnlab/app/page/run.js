@@ -18,7 +18,7 @@ function reports(app) {
   const { t, names } = app;
   const line = el("div", { class: "actions" });
   const note = el("p", { class: "small", role: "status" }, t("ui_loading"));
-  const failed = el("div", {}), place = el("div", {});
+  const failed = el("div", { class: "failed" }), place = el("div", {});
   app.node.append(el("div", { class: "above" }, line, note, failed), place);
   let busy = false, again = false, ended = false;
   app.end = () => { ended = true; };

@@ -1,7 +1,7 @@
 // All runs, live, including those that other processes train.
 
 import { el, keepFocus, svg } from "../report/dom.js";
-import { visible } from "../report/format.js";
+import { visible, visibleLines } from "../report/format.js";
 import { get, post } from "./api.js";
 import { address, duration, filtered, sparkline } from "./route.js";
 
@@ -99,7 +99,7 @@ export function outputs(app, found, only = null) {
   const shown = found.started.filter(({ name, code }) => (only === null || name === only) &&
     (states.has(name) ? code !== null && code !== 0 && code !== 130 && states.get(name) === "interrupted" : code !== 0 && code !== 130));
   return shown.map((one) => el("details", { open: true, class: "failed" },
-    el("summary", {}, `${one.name}: ${app.t(one.code === null ? "state_starting" : "state_failed")}`), el("pre", { "aria-label": app.t("ui_output") }, visible(one.output))));
+    el("summary", {}, `${one.name}: ${app.t(one.code === null ? "state_starting" : "state_failed")}`), el("pre", { "aria-label": app.t("ui_output") }, visibleLines(one.output))));
 }
 
 // The button that stops or resumes a run, if that is possible.

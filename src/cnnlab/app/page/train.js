@@ -1,7 +1,7 @@
 // Start a training: a form made of the recipe's settings.
 
 import { el } from "../report/dom.js";
-import { visible } from "../report/format.js";
+import { visibleLines } from "../report/format.js";
 import { get, post } from "./api.js";
 import { address } from "./route.js";
 
@@ -81,7 +81,7 @@ export function trainPage(app) {
     const found = await get("runs");
     const state = found.started.find((one) => one.name === waiting);
     if (found.runs.some((run) => run.name === waiting)) { location.hash = address("run", waiting); return; }
-    output.replaceChildren(el("h2", {}, `${waiting}: ${t(state?.code === null ? "state_starting" : "state_failed")}`), el("pre", { class: "output" }, visible(state?.output ?? "")));
+    output.replaceChildren(el("h2", {}, `${waiting}: ${t(state?.code === null ? "state_starting" : "state_failed")}`), el("pre", { class: "output" }, visibleLines(state?.output ?? "")));
     if (state?.code !== null) { waiting = null; button.disabled = false; return; }
     setTimeout(follow, 500);
   }

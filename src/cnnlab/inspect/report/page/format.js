@@ -51,6 +51,11 @@ export function visible(text) {
   return String(text).replace(/[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
 
+// Untrusted lines, each as `visible`.
+export function visibleLines(text) {
+  return String(text).trimEnd().split(/\r?\n/).map(visible).join("\n");
+}
+
 // At most `most` characters: the beginning and the end, where names differ.
 export function shorten(text, most = 40) {
   const letters = Array.from(visible(text));
