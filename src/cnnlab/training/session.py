@@ -362,7 +362,7 @@ class Session:
                     f"freeze_batch_norm=true: no layer of {recipe.model} is a batch norm of PyTorch or cnnlab, so none "
                     "would be frozen; set freeze_batch_norm=false"
                 )
-            if new and recipe.sync_batch_norm and self.world.size > 1:
+            if recipe.sync_batch_norm and self.world.size > 1:
                 other = [type(layer).__name__ for layer in batch_norms(model) if not can_sync(layer)]
                 if other:
                     raise CnnlabError(
