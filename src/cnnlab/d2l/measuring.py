@@ -192,7 +192,7 @@ def evaluate_accuracy_gpu(net: Any, data_iter: Iterable[Any], device: torch.devi
     if correct is None or not count:
         raise CnnlabError(
             "data_iter yielded no images; create it again if it can be iterated only once, and remove drop_last=True "
-            "from a DataLoader of fewer images than a batch"
+            "if the DataLoader has fewer images than one batch"
         )
     return int(correct) / count
 

@@ -240,8 +240,8 @@ def _not_built(name: str, published: bool, error: Exception) -> CnnlabError:
         size = external_size(name)
         return CnnlabError(f"{name} cannot be built: {reason(error, 200)}; it is designed for image_size={size}")
     return CnnlabError(
-        f"the weights of {name} cannot be loaded: {reason(error, 200)}; they are downloaded once, which needs the "
-        f"internet; {PACKAGED[0]} needs none; leave the tag out to start from random weights"
+        f"the weights of {name} cannot be loaded: {reason(error, 200)}; they are downloaded once, which needs "
+        f"internet access; {PACKAGED[0]} needs no download; or leave out the tag to start from random weights"
     )
 
 
