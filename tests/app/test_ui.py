@@ -482,6 +482,21 @@ def test_a_run_can_be_trained_and_inspected_in_the_browser(
     }
 
 
+def test_a_click_is_not_lost_when_the_rows_change_during_it(server: Server, trained: list[Any], tab: Tab) -> None:
+    page = tab.page
+    tab.go(f"{server.url}/?token={TOKEN}#/runs")
+    page.wait_for_selector("td.name")
+    box = page.locator("tr", has_text="run-1").locator("input")
+    box.hover()
+    page.mouse.down()
+    page.dispatch_event("input[type=search]", "input")  # redraws the rows, like a change of a run
+    page.wait_for_timeout(200)
+    page.mouse.up()
+    assert box.is_checked()
+    page.fill("input[type=search]", "run-2")  # the rows are redrawn after the click
+    page.wait_for_function("document.querySelectorAll('td.name').length === 1")
+
+
 # axe-core checks only the first few of repeated elements. The report's sections have a test of their own.
 REPEATED = """tbody tr:nth-child(n+3), .grid > :nth-child(n+3), .tab:nth-child(n+4), .settings > :nth-child(n+4),
     section:not(#curves, #each, .result section)"""

@@ -15,7 +15,7 @@ export function runsPage(app) {
   const filter = el("input", { type: "search", placeholder: t("ui_filter"), "aria-label": t("ui_filter"), oninput: draw });
   const empty = el("p", { class: "small", hidden: true });
   const failed = el("div", { class: "failed" });
-  let found = { runs: [], series: {}, started: [], folder: "" };
+  let found = { runs: [], series: {}, started: [], folder: "" }, later = null;
 
   const heads = ["name", "state", "model", "source", "epochs", "accuracy", "curve", "time"];
   const table = el("table", { class: "runs" },
@@ -75,6 +75,8 @@ export function runsPage(app) {
   }
 
   function draw() {
+    clearTimeout(later);
+    if (body.querySelector(":active")) { later = setTimeout(draw, 50); return; } // a row replaced under the pointer loses the click
     keepFocus(body, () => body.replaceChildren(...rows()));
     empty.hidden = found.runs.length > 0;
     empty.textContent = t("ui_no_runs", { folder: found.folder });
