@@ -59,6 +59,11 @@ def test_the_loader_yields_reproducible_shuffled_batches() -> None:
     assert plain.mean().abs() < 0.05
 
 
+def test_the_loader_refuses_shifts_by_whole_images() -> None:
+    with pytest.raises(CnnlabError, match="shift=28"):
+        cnnlab.loader("digits", shift=28)
+
+
 def test_the_loader_of_other_splits_is_in_order() -> None:
     images = cnnlab.load_images("digits", "test")
     assert images is not None

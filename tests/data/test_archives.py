@@ -373,7 +373,7 @@ def test_files_that_are_not_archives_are_refused(tmp_path: Path) -> None:
         assert "web page (HTML); log in" in refusal(tmp_path / f"a{kind}")
         (tmp_path / f"a{kind}").write_bytes(b"")
         assert "it is empty" in refusal(tmp_path / f"a{kind}")
-        with pytest.raises(CnnlabError, match="cannot read .*No such file"):
+        with pytest.raises(CnnlabError, match=r"none\.7z does not exist"):
             open_archive(tmp_path / f"none{kind}")
 
 

@@ -284,8 +284,8 @@ def test_without_augmentation_the_same_tensors_are_returned() -> None:
     x, labels, off = pictures(4, 3, 6, 6), torch.arange(4), Augmentation()
     generator, host = seeded_generator(), seeded_generator()
     before = generator.get_state()
-    assert off.changes(x, labels, 6, 0, 0, Draws(generator), 0.0) is x
-    images, same, other, share = off.mixes(x, labels, Draws(generator), host)
+    assert off.apply(x, labels, 6, 0, 0, Draws(generator), 0.0) is x
+    images, same, other, share = off.mix(x, labels, Draws(generator), host)
     assert images is x
     assert same is labels
     assert other is None
@@ -295,7 +295,7 @@ def test_without_augmentation_the_same_tensors_are_returned() -> None:
 
 def test_the_draws_of_flip_and_shift_have_not_changed() -> None:
     x = pictures(40, 3, 8, 8)
-    y = Augmentation(flip=True, shift=2).changes(x, torch.arange(40), 40, 3, 1, seeded_draws(9), 0.0)
+    y = Augmentation(flip=True, shift=2).apply(x, torch.arange(40), 40, 3, 1, seeded_draws(9), 0.0)
     generator = seeded_generator(9)
     mirrored = torch.rand(40, generator=generator) < 0.5
     offsets = torch.randint(0, 5, (2, 40, 1), generator=generator)
@@ -335,20 +335,20 @@ def test_changes_are_applied_in_the_documented_order() -> None:
     expected = color_jitter(expected, 0.2, 0.3, 0.4, g)
     expected = rand_augment(expected, 1, 7, g, fill)
     expected = cutout(expected, 4, g, fill)
-    assert torch.equal(on.changes(x, index, 30, 2, 11, seeded_draws(6), fill), expected)
+    assert torch.equal(on.apply(x, index, 30, 2, 11, seeded_draws(6), fill), expected)
 
 
 def test_each_batch_gets_either_mixup_or_cutmix() -> None:
     x, labels = pictures(6, 1, 8, 8), torch.arange(6)
     one = {
-        "mixup": Augmentation(mixup=0.3).mixes(x, labels, seeded_draws(1), seeded_generator())[0],
-        "cutmix": Augmentation(cutmix=0.7).mixes(x, labels, seeded_draws(1), seeded_generator())[0],
+        "mixup": Augmentation(mixup=0.3).mix(x, labels, seeded_draws(1), seeded_generator())[0],
+        "cutmix": Augmentation(cutmix=0.7).mix(x, labels, seeded_draws(1), seeded_generator())[0],
     }
     assert torch.equal(one["mixup"], mixup(x, labels, 0.3, seeded_draws(1))[0])
     assert torch.equal(one["cutmix"], cutmix(x, labels, 0.7, seeded_draws(1))[0])
     host, found = seeded_generator(), []
     for _ in range(400):
-        images = Augmentation(mixup=0.3, cutmix=0.7).mixes(x, labels, seeded_draws(1), host)[0]
+        images = Augmentation(mixup=0.3, cutmix=0.7).mix(x, labels, seeded_draws(1), host)[0]
         found += [name for name, result in one.items() if torch.equal(images, result)]
     assert len(found) == 400
     assert 150 < found.count("mixup") < 250

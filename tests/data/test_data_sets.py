@@ -236,6 +236,12 @@ def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
         load(two, tmp_path, columns="split=split")
 
 
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()  # a file
+    with pytest.raises(CnnlabError, match=r"--data-dir"):
+        load("torchvision:DTD", tmp_path / "data")
+
+
 @pytest.mark.parametrize(
     ("splits", "words"),
     [
@@ -252,6 +258,22 @@ def test_faults_in_columns_and_splits_are_named(
 ) -> None:
     with pytest.raises(CnnlabError, match=words):
         load(save_set(tmp_path, **splits), tmp_path)
+
+
+def test_splits_with_other_columns_are_refused(tmp_path: Path) -> None:
+    library = pytest.importorskip("datasets")
+    images = library.Dataset.from_dict({"image": [{"bytes": picture(), "path": None}] * 2, "label": [0, 1]})
+    images = images.cast_column("image", library.Image())
+    named = images.cast_column("label", library.ClassLabel(names=["cat", "dog"]))
+    texts = images.remove_columns("label").add_column("label", ["cat", "dog"])
+    for i, (train, test, words) in enumerate([
+        (images, images.remove_columns("label"), "the test split has no column 'label'"),
+        (images, images.remove_columns("image"), "the test split has no column 'image'"),
+        (named, texts, "label 'cat'"),
+    ]):  # fmt: skip
+        library.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / str(i)))
+        with pytest.raises(CnnlabError, match=words):
+            load(f"hf:{tmp_path / str(i)}", tmp_path)
 
 
 def test_a_label_without_a_class_is_named() -> None:

@@ -193,12 +193,12 @@ def test_each_setting_works_alone_and_vertical_flip_flips_half() -> None:
     x, index = pictures(200, 3, 9, 9), torch.arange(200)
     mean = x.mean((0, 2, 3))
     for setting in ({"rotation": 20.0}, {"zoom": 0.3}, {"shear": 15.0}):
-        y = Augmentation(**setting).changes(x, index, 200, 0, 0, seeded_draws(1), mean)
+        y = Augmentation(**setting).apply(x, index, 200, 0, 0, seeded_draws(1), mean)
         assert (y != x).flatten(1).any(1).sum() > 190, setting
         for fill in ("zeros", "reflect"):
-            other = Augmentation(**setting, fill=fill).changes(x, index, 200, 0, 0, seeded_draws(1), mean)
+            other = Augmentation(**setting, fill=fill).apply(x, index, 200, 0, 0, seeded_draws(1), mean)
             assert not torch.equal(other, y)
-    y = Augmentation(vertical_flip=True).changes(x, index, 200, 0, 0, seeded_draws(1), mean)
+    y = Augmentation(vertical_flip=True).apply(x, index, 200, 0, 0, seeded_draws(1), mean)
     flipped = (y == x.flip(2)).flatten(1).all(1)
     assert torch.equal(y[~flipped], x[~flipped])
     assert 70 < flipped.sum() < 130

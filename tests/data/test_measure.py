@@ -318,3 +318,14 @@ def test_measurements_take_bytes_as_well_as_paths(
     assert found == expected
     with pytest.raises(BadImage, match="a is damaged"):
         measure("a", content[:50])
+
+
+def test_an_image_that_does_not_fit_into_memory_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    content = io.BytesIO()
+    Image.new("L", (20, 20)).save(content, "PNG")
+    monkeypatch.setattr(Image.Image, "resize", full)
+    with pytest.raises(MemoryError):
+        decode("a.png", Decoding(1, 9), content.getvalue())

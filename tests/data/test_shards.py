@@ -105,9 +105,25 @@ def test_labels_are_read_from_json() -> None:
     assert load_source("wds:both.tar", columns="label=species").classes == ["a", "b"]
     with pytest.raises(CnnlabError, match="hospital"):
         load_source("wds:both.tar", columns="group=hospital")
+    with pytest.raises(CnnlabError, match="columns=path=x"):
+        load_source("wds:both.tar", columns="path=x")
     about = [json.dumps({"label": i % 2, "path": "x", "file_name": f"{i}.png"}).encode() for i in range(2)]
     write_shard("named.tar", ((f"{i}.{e}", c) for i in range(2) for e, c in (("json", about[i]), ("jpg", jpeg()))))
     assert load_source("wds:named.tar").labels.tolist() == [0, 1]  # a field named like a file is not the image
+
+
+def test_groups_and_weights_of_one_split_survive_packing() -> None:
+    about = [{"label": "ab"[i % 2], "patient": f"p{i // 2}", "weight": 1 + i} for i in range(4)]
+    for split, rows in (("train", about), ("test", [{"label": row["label"]} for row in about])):
+        write_shard(f"set/{split}.tar", ((f"{i}.{e}", c) for i, row in enumerate(rows)
+                    for e, c in (("json", json.dumps(row).encode()), ("jpg", jpeg()))))  # fmt: skip
+    pack("wds:set", "packed", OPTIONS)
+    train, test = load_source("pack:packed"), load_source("pack:packed", "test")
+    assert train.groups == load_source("wds:set").groups == ["p0", "p0", "p1", "p1"]
+    assert train.weights is not None
+    assert train.weights.tolist() == [1, 2, 3, 4]
+    assert test.groups is None
+    assert test.weights is None or test.weights.tolist() == [1] * 4
 
 
 def test_a_field_of_json_gives_the_split() -> None:

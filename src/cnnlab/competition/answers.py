@@ -119,7 +119,10 @@ def submit(
 
 
 def _best_views(competition: Competition, models: list[Run]) -> str:
-    """Return the views with the best validation accuracy; if unknown, six if all runs trained with mirrored images."""
+    """Return the views with the best validation accuracy.
+
+    If that is unknown: `shift` if all runs were trained with flips, else `none`.
+    """
     try:
         measured = read_json(competition.path / "report.json")["validation_accuracy_by_views"]
         return max(VIEWS, key=lambda name: float(measured[name]))  # the fewest views among equals

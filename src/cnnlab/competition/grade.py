@@ -11,7 +11,6 @@ import csv
 import hashlib
 import io
 import os
-import re
 import stat
 import statistics
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cnnlab.competition.layout import natural
 from cnnlab.competition.roster import MOST_STUDENTS, Roster, key, of_names, read_roster
 from cnnlab.competition.submission import Score, Truth, measure, read_truth
 from cnnlab.data.imageset import Report, no_report
@@ -142,9 +142,11 @@ class Grades:
 
 def check_out(out: str | Path | None) -> None:
     """Raise CnnlabError if the folder `out` already holds grades, which a teacher may have edited."""
-    for name in (TABLE, PICTURE) if out is not None else ():
-        if (expand(out or "") / name).exists():
-            raise CnnlabError(f"{expand(out or '') / name} exists; name another folder with --out")
+    if out is None:
+        return
+    for name in (TABLE, PICTURE):
+        if (expand(out) / name).exists():
+            raise CnnlabError(f"{expand(out) / name} exists; name another folder with --out")
 
 
 def grade(
@@ -175,7 +177,7 @@ def grade(
     students, listed, skipped = _find(submissions, roster, own_paths)
     rows: list[Grade] = []
     same_file: dict[bytes, list[int]] = {}  # hash of a scored file -> its rows
-    for number, name in enumerate(sorted(students, key=_natural)):
+    for number, name in enumerate(sorted(students, key=natural)):
         report("grading", number, len(students))
         row, digest = _graded(students[name], truth, limit, id_column, label_column)
         if roster is not None and name not in listed:
@@ -357,11 +359,6 @@ def _visible(names: Iterable[str]) -> list[str]:
 def _check_count(count: int, folder: Path) -> None:
     if count > _MOST_ENTRIES:
         raise CnnlabError(f"{folder.name} holds over {_MOST_ENTRIES:,} files; give or name the right folder")
-
-
-def _natural(name: str) -> list[str | int]:
-    """Return a sort key that puts student 2 before student 10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d{1,18})", name))]
 
 
 def _is_csv(name: str) -> bool:

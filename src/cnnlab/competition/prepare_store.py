@@ -14,10 +14,11 @@ from platformdirs import user_cache_dir
 from cnnlab.competition.layout import Layout, Place
 from cnnlab.competition.store_writer import Parts, StoreWriter
 from cnnlab.data.imageset import Report, no_report
-from cnnlab.data.store import Store, open_store, read_info
+from cnnlab.data.store import STORE_LIMIT, Store, open_store
 from cnnlab.device.hardware import available_cores
 from cnnlab.io.decode import BACKGROUNDS, FITS
 from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.files import read_json
 from cnnlab.io.lock import file_lock
 
 
@@ -88,7 +89,8 @@ def _existing(path: Path, key: str, source: Path) -> Store | None:
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return None
-    if not (path / "store.json").is_file() or not str(read_info(path).get("format")).startswith("cnnlab store"):
+    file = path / "store.json"
+    if not file.is_file() or not str(read_json(file, STORE_LIMIT).get("format")).startswith("cnnlab store"):
         raise CnnlabError(f"{path} exists and is not a cnnlab store; name another folder with --store")
     try:
         store = open_store(path)

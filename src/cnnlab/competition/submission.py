@@ -22,7 +22,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 
 from cnnlab.io.csv import (
-    UNFIT,
+    FORBIDDEN,
     Table,
     column_index,
     first,
@@ -330,14 +330,15 @@ def _probabilities(
             p = [float(row[i].replace(",", ".")) for i in columns]
         except ValueError:
             p = [math.nan]
+        total = sum(p)
         if lines.setdefault(row[place], line) != line:
             fault = f"{quoted(row[place])} is also on line {lines[row[place]]}; remove one of them"
         elif not all(0 <= value <= 1 for value in p):
             fault = f"the columns of the classes must hold probabilities between 0 and 1, not {first(row, 4)}"
-        elif abs(sum(p) - 1) > _ROUNDING:
-            fault = f"the probabilities add up to {sum(p):.4g}; they must add up to 1"
+        elif abs(total - 1) > _ROUNDING:
+            fault = f"the probabilities add up to {total:.4g}; they must add up to 1"
         else:
-            values.extend(value / sum(p) for value in p)
+            values.extend(value / total for value in p)
             continue
         raise CnnlabError(f"{name}, line {line}: {fault}")
     return list(lines), np.array(values).reshape(-1, len(columns))
@@ -390,6 +391,6 @@ def _back_up(path: Path, content: bytes) -> Path:
 
 
 def _plain(field: str) -> str:
-    if not field.strip() or UNFIT.search(field):
+    if not field.strip() or FORBIDDEN.search(field):
         raise CnnlabError(f"{quoted(field)} cannot be in a submission; ids and labels are one line of text, not empty")
     return field

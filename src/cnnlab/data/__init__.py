@@ -86,12 +86,13 @@ def load_images(source: str, split: str, options: SourceOptions | None = None) -
     if source.startswith(PACK):
         return pack.load(expand(source.removeprefix(PACK)), split, options)
     if source not in DATASETS:
-        if source and Path(source).is_dir():
+        path = expand(source)
+        if source and path.is_dir():
             raise CnnlabError(f"unknown source {source!r}; for a folder of images write folder:{source}")
-        if Path(source).is_file() and Path(source).suffix.lower() in (".csv", ".tsv"):
+        if path.is_file() and path.suffix.lower() in (".csv", ".tsv"):
             raise CnnlabError(f"unknown source {source!r}; for a table of images and labels write csv:{source}")
-        if kind := file_kind(expand(source)):
-            raise CnnlabError(f"{source} {kind.in_place_of_folder()}, as folder:PATH")
+        if kind := file_kind(path):
+            raise CnnlabError(f"{source} {kind.in_place_of_folder()}")
         if parts := [name for name in DATASETS if name.startswith(f"{source}:")]:
             raise CnnlabError(f"{source} has several splits; choose one of {', '.join(parts)}")
         raise unknown("source", source, [*DATASETS, *FORMS])

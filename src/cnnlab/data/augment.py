@@ -203,7 +203,7 @@ class Augmentation:
             return cls()
         return cls(**{f.name: getattr(recipe, f.name) for f in fields(cls)})
 
-    def changes(
+    def apply(
         self, images: Tensor, index: Tensor, count: int, epoch: int, seed: int, draws: Draws,
         fill: float | Tensor,
     ) -> Tensor:  # fmt: skip
@@ -235,7 +235,7 @@ class Augmentation:
             images = cutout(images, self.cutout, draws, fill)
         return images
 
-    def mixes(
+    def mix(
         self, images: Tensor, labels: Tensor, draws: Draws, host: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Apply `mixup` or `cutmix`; return (images, labels, None, None) if both are off.

@@ -111,7 +111,7 @@ def duplicates(
     exact = [(int(first[i]), i, 1.0) for i in range(len(images)) if first[i] != i]
     near: list[tuple[int, int, float]] = []
     if threshold is not None and images.shape[2] > 1:  # a single pixel has no frequencies
-        a, b, similarity = near_duplicates.near(take(images, unique), threshold)
+        a, b, similarity = near_duplicates.near(take(images, unique), threshold, report)
         near = list(zip(unique[a].tolist(), unique[b].tolist(), similarity.tolist(), strict=True))
 
     def pair(a: int, b: int, similarity: float) -> Pair:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cnnlab.data.imageset import ImageSet, Report, SourceOptions, no_report
 from cnnlab.data.loader import Preprocessing
+from cnnlab.io.errors import CnnlabError
 from cnnlab.models.external import published_weights
 from cnnlab.recipe import Recipe
 
@@ -34,7 +35,7 @@ def preprocessing_for(recipe: Recipe, train_set: ImageSet) -> Preprocessing:
     """Return the preprocessing of the recipe for these training images.
 
     Mean and standard deviation come from the images or from published weights. The latter also set the interpolation
-    and, unless the recipe sets it, the size.
+    and, unless the recipe sets it, the size. Raise CnnlabError if the recipe shifts images by their whole size.
     """
     published = published_weights(recipe.model)
     size = recipe.image_size
@@ -48,6 +49,9 @@ def preprocessing_for(recipe: Recipe, train_set: ImageSet) -> Preprocessing:
         normalize=recipe.normalize and moments is None,
         decoding=train_set.decoding,
     )
+    if recipe.shift >= preprocessing.image_size:
+        side = preprocessing.image_size
+        raise CnnlabError(f"shift={recipe.shift} is at least the images' {side} pixels; choose a smaller one")
     if moments is not None:
         preprocessing = replace(preprocessing, mean=moments[0], std=moments[1])
     return replace(preprocessing, interpolation=published.interpolation) if published else preprocessing

@@ -97,7 +97,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Found:
+class SurveyResult:
     """The result of a survey of the training images, before `SourceOptions` choose a size."""
 
     channels: int
@@ -123,6 +123,13 @@ def read_images(listing: Listing, split: str, options: SourceOptions) -> ImageSe
         return None
     with bombs_refused():
         return _read(listing, listing.parts[split], split, options)
+
+
+def refused(bad: BadImage) -> CnnlabError:
+    """Return the error that says why an image of a source cannot be used, and what to do."""
+    absent = isinstance(bad, NoSuchImage)
+    remedy = "" if ";" in str(bad) else "correct its path, or " if absent else "repair or remove it, or "
+    return CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
 
 
 def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> ImageSet:
@@ -152,9 +159,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
                 first_skipped.setdefault(part.labels[i], str(bad))
             else:
                 pool.shutdown(cancel_futures=True)
-                absent = isinstance(bad, NoSuchImage)
-                remedy = "" if ";" in str(bad) else "correct its path, or " if absent else "repair or remove it, or "
-                raise CnnlabError(f"{bad}; {remedy}leave such files out with --skip-bad")
+                raise refused(bad)
             options.report(f"reading {Path(listing.name).name}, {split}", i + 1, len(files))
     emptied = sorted(set(part.labels) - set(labels[good].tolist()))
     if emptied:
@@ -177,7 +182,7 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
 
 
 @dataclass
-class Seen:
+class DecodedStats:
     """Observations on the decoded images of one split.
 
     low, high: extremes of all their values; uniform: (N,) bool, whether an image is a single colour; odd: remark of
@@ -190,15 +195,15 @@ class Seen:
     odd: Mapping[str, tuple[int, str]]
 
 
-def _seen(images: np.ndarray, odd: Mapping[str, list[Path | Item]]) -> Seen:
+def _seen(images: np.ndarray, odd: Mapping[str, list[Path | Item]]) -> DecodedStats:
     rows = images.reshape(*images.shape[:2], -1)
     uniform = (rows.min(2) == rows.max(2)).all(1)
-    return Seen(
+    return DecodedStats(
         int(images.min()), int(images.max()), uniform, {r: (len(files), str(files[0])) for r, files in odd.items()}
     )
 
 
-def warnings_of(listing: Listing, split: str, seen: Seen, labels: np.ndarray) -> Iterator[str]:
+def warnings_of(listing: Listing, split: str, seen: DecodedStats, labels: np.ndarray) -> Iterator[str]:
     """Yield what looks wrong about the decoded images of a split and, with the training split, about the source."""
     for remark, (count, file) in seen.odd.items():
         yield f"{count:,} {split} images {remark}; the first: {escape(file)}"
@@ -290,7 +295,7 @@ def _decoding(listing: Listing, options: SourceOptions) -> tuple[Decoding, list[
     return how, [*found.notes, *fitting_note(found.sizes, how)], list(found.warnings)
 
 
-def survey_files(listing: Listing, background: str) -> Found:
+def survey_files(listing: Listing, background: str) -> SurveyResult:
     """Choose channels, background and range of values from the headers and, if needed, pixels of training images."""
     files = listing.parts["train"].files
     if isinstance(files[0], Item):  # opening an item may decode it
@@ -317,7 +322,7 @@ def survey_files(listing: Listing, background: str) -> Found:
     if any(str(file).lower().endswith(".npy") for file in surveyed):
         notes.append("in .npy arrays, the smaller of the first and last axis is taken as the channel axis")
     sizes = Sizes.of([header.size for header, _ in surveyed.values()])
-    return Found(channels, background, low, high, lows, highs, sizes, tuple(notes), tuple(warnings))
+    return SurveyResult(channels, background, low, high, lows, highs, sizes, tuple(notes), tuple(warnings))
 
 
 def in_order(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:

@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from cnnlab.data import near_duplicates
@@ -104,20 +107,12 @@ def grouping_of(images: ImageSet, group: str, duplicates: bool, report: Report =
     if named is None and not duplicates:
         return None
     names, by = named or ([""] * len(images), "")
-    first: dict[str, int] = {}
-    parent = [first.setdefault(name, i) for i, name in enumerate(names)] if named else [*range(len(images))]
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
+    first: dict[str, int] = {}  # image of each name
     pairs = _duplicates(images.images, report) if duplicates else []
-    for a, b in pairs:
-        low, high = sorted((root(a), root(b)))
-        parent[high] = low
-    units = torch.tensor([root(i) for i in range(len(images))]).unique(return_inverse=True)[1]
+    edges = [*pairs, *((first.setdefault(name, i), i) for i, name in enumerate(names) if named)]
+    a, b = np.array(edges, np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(images), len(images)))
+    units = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
     return Grouping(units, names, by, len({i for pair in pairs for i in pair}))
 
 

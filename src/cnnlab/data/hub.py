@@ -18,7 +18,7 @@ from cnnlab.data.scan import split_of
 from cnnlab.data.table import check_spread, check_weight, choose_columns, class_names, parse_columns
 from cnnlab.io.csv import first, quoted
 from cnnlab.io.decode import LARGEST_FILE, Item
-from cnnlab.io.errors import CnnlabError, SourceMissing, expand, reason
+from cnnlab.io.errors import CnnlabError, SourceMissing, expand, needs_extra, reason
 
 
 def listing(name: str, options: SourceOptions) -> Listing:
@@ -44,6 +44,10 @@ def listing(name: str, options: SourceOptions) -> Listing:
     feature = train.features[columns["label"]]
     known = getattr(feature, "names", None)
     for split, data in splits.items():
+        if absent := [column for column in columns.values() if column not in data.features]:
+            raise CnnlabError(
+                f"{source}: the {split} split has no column {quoted(absent[0])}; save all splits with the same columns"
+            )
         own = getattr(data.features[columns["label"]], "names", None)
         if known and own and own != known:
             raise CnnlabError(
@@ -93,12 +97,8 @@ def _parted(name: str) -> tuple[str, str]:
 
 def _load(name: str, options: SourceOptions) -> tuple[dict[str, Any], list[str]]:
     """Return split -> dataset, in the order train, validation, test, and notes on unused splits."""
-    try:
+    with needs_extra("hf", "datasets"):
         import datasets
-    except ImportError as error:
-        raise CnnlabError(
-            f"hf:{name} needs the datasets library; install it with pip install 'cnnlab[hf]', or give folder:PATH"
-        ) from error
     path, configuration = _parted(name)
     folder = local(name)
     if folder is None and path.startswith(("/", ".", "~")):
@@ -178,29 +178,27 @@ def _columns(source: str, data: Any, columns: str) -> tuple[dict[str, int], str]
     import datasets
 
     named = parse_columns(columns)
-    given = [columns] if columns else []
     images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
     if "path" not in named:
         if len(images) != 1:
             found = f"columns {first(images)} hold images" if images else f"no column of {first(data.features)} does"
             raise CnnlabError(f"{source}: which column holds the images? {found}; set columns=path=NAME")
-        given.append(f"path={images[0]}")
+        named["path"] = images[0]
     labels = [name for name, kind in data.features.items() if isinstance(kind, datasets.ClassLabel)]
     if "label" not in named and len(labels) == 1:
-        given.append(f"label={labels[0]}")
+        named["label"] = labels[0]
     elif "label" not in named and labels and "label" not in labels:
         raise CnnlabError(f"{source}: {first(labels)} could each be the label; set columns=label={labels[0]}")
-    return choose_columns(source, list(data.features), ",".join(given))
+    return choose_columns(source, list(data.features), named)
 
 
 def _texts(source: str, column: Sequence[Any], feature: Any) -> list[str]:
     """Return the names of the labels; "" for an image without one."""
     names = getattr(feature, "names", None)
     values = list(column)
-    if bad := [v for v in values if v is not None and not isinstance(v, int | str)]:
-        raise CnnlabError(
-            f"{source}: the label {str(bad[0])[:60]!r} is neither a whole number nor a text; name another column"
-        )
+    if bad := [v for v in values if v is not None and not isinstance(v, int if names else int | str)]:
+        kind = "a whole number, as in the first split" if names else "a whole number or a text"
+        raise CnnlabError(f"{source}: the label {str(bad[0])[:60]!r} is not {kind}; name another column")
     if names:
         if bad := [v for v in values if v is not None and v >= len(names)]:
             raise CnnlabError(

@@ -257,19 +257,19 @@ class Loader:
             return
         rows = [self._world.rows(len(part)) for part in parts]
         mine = [part[own] for part, own in zip(parts, rows, strict=True)]
-        grey, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
-        grey = grey.flatten()  # holes are filled with the mean colour
+        mean_color, _ = _moments(self.preprocessing.mean, self.preprocessing.std, self.device)
+        mean_color = mean_color.flatten()  # holes are filled with the mean colour
         batches = self.feeder(torch.cat(mine), [len(part) for part in mine])
         for number, (images, labels, index) in enumerate(batches, done):
             part = parts[number - done]
             draws = Draws(here, len(part), rows[number - done])
             x = self.preprocessing.resized(images)
-            x = self._augmentation.changes(x, index, self._images, epoch, seed, draws, grey)
+            x = self._augmentation.apply(x, index, self._images, epoch, seed, draws, mean_color)
             x = self._own(x, _mix(seed, epoch, 2, number)) if self._own else x
             if self._weights is not None:  # scaled to mean 1 over the whole batch
                 weights = self._weights[index] * (len(part) / self._weights[part.to(self.device)].sum())
                 labels = F.one_hot(labels, self._num_classes) * weights  # (B, K)
-            x, y, other, share = self._augmentation.mixes(x, labels, draws, host)
+            x, y, other, share = self._augmentation.mix(x, labels, draws, host)
             if other is not None and share is not None:
                 if y.ndim == 1:
                     y, other = F.one_hot(y, self._num_classes), F.one_hot(other, self._num_classes)

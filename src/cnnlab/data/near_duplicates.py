@@ -1,7 +1,7 @@
 """Images that occur twice, exactly or nearly.
 
 Exact copies have the same hash. For near copies, each image is described by the low frequencies of its grey values,
-whitened: what most images share counts little, and what tells them apart counts much. The similarity of two images is
+whitened: directions in which most images vary count little, distinctive ones much. The similarity of two images is
 the cosine of these vectors. All images are compared with all others: 70,000 take half a minute on one core. (Candidates
 from hashes took 7 s, but 85 more lines, and could miss one pair in 500.)
 

@@ -96,6 +96,7 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
         notes = [fixed_fit_note(path, info["fit"], options.fit)]
     counts = info["splits"]
     first = sum(count for name, count in counts.items() if _ORDER[name] < _ORDER[split])
+    groups = pack.groups[first : first + counts[split]] if pack.groups else []
     rows = np.arange(first, first + counts[split])
     return ImageSet(
         PackedImages(pack.shards, rows, how),
@@ -106,7 +107,7 @@ def load(path: Path, split: str, options: SourceOptions) -> ImageSet | None:
         info["passed_over"],
         how if pack.sizes is not None or info["fit"] else None,
         tuple(info["warnings"].get(split, ())),
-        None if pack.groups is None else pack.groups[first : first + len(rows)],
+        groups if any(groups) else None,  # all are "" in a split without groups
         None if pack.weights is None else torch.from_numpy(pack.weights[rows]),
         (*info["notes"], *notes),
     )

@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from cnnlab.data import is_listed, list_files, load_images
-from cnnlab.data.files import Seen, Sizes, side_for, survey_files, warnings_of
+from cnnlab.data.files import DecodedStats, Sizes, side_for, survey_files, warnings_of
 from cnnlab.data.imageset import ImageSet, SourceOptions
 from cnnlab.data.pack import FORMAT
 from cnnlab.io.decode import (
@@ -32,6 +32,7 @@ from cnnlab.io.decode import (
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.stacks import Stack
 
+T = TypeVar("T")
 _SMALL = 128  # images of one size, up to this side in pixels, are stored as pixels
 _QUALITY = 90  # of a reduced JPEG
 _SPLITS = ("train", "validation", "test")
@@ -65,7 +66,7 @@ class Rows:
     weights: list[float] | None
     shape: tuple[int, int, int] | None
     make: Callable[[int], Row | BadImage]
-    warnings: Callable[[str, Seen, NDArray[np.int64]], Iterable[str]]
+    warnings: Callable[[str, DecodedStats, NDArray[np.int64]], Iterable[str]]
     info: dict[str, Any]
     sizes: Sizes | None = None
 
@@ -112,22 +113,20 @@ def _rows_of_files(source: str, options: SourceOptions, size: int, quality: int)
         except BadImage as error:
             return error
         low, high = int(pixels.min()), int(pixels.max())
-        ends = [(channel.min(), channel.max()) for channel in pixels]
-        uniform = all(least == most for least, most in ends)
+        uniform = all(channel.min() == channel.max() for channel in pixels)
         if row >= len(parts["train"].files):
             now = None  # the training images decide the size of all
         return Row(pixels.tobytes() if raw else content, low, high, uniform, remarks, now)
 
-    weights = [part.weights for part in parts.values()]
-    groups = [part.groups for part in parts.values()]
+    counts = {split: len(part.files) for split, part in parts.items()}
     return Rows(
         source,
         list(listing.classes),
-        {split: len(part.files) for split, part in parts.items()},
+        counts,
         [listing.id_of(file) for file in files],
         np.array([label for part in parts.values() for label in part.labels], np.int64),
-        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
-        None if any(w is None for w in weights) else [w for part in weights for w in part or ()],
+        _joined([part.groups for part in parts.values()], counts, ""),
+        _joined([part.weights for part in parts.values()], counts, 1.0),
         (found.channels, side, side) if raw else None,
         make,
         lambda split, seen, labels: [
@@ -159,21 +158,34 @@ def _rows_of_pixels(source: str, options: SourceOptions) -> Rows:
         return Row(pixels.tobytes(), int(pixels.min()), int(pixels.max()), uniform)
 
     how = train.decoding or Decoding(shape[0], shape[1])
-    weights, groups = [s.weights for s in sets.values()], [s.groups for s in sets.values()]
+    counts = {split: len(images) for split, images in sets.items()}
+    weights = [None if images.weights is None else images.weights.tolist() for images in sets.values()]
     return Rows(
         source,
         list(train.classes),
-        {split: len(images) for split, images in sets.items()},
+        counts,
         [id_ for images in sets.values() for id_ in images.ids],
         np.concatenate([images.labels.numpy() for images in sets.values()]),
-        None if any(g is None for g in groups) else [text for g in groups for text in g or ()],
-        None if any(w is None for w in weights) else [v for w in weights if w is not None for v in w.tolist()],
+        _joined([images.groups for images in sets.values()], counts, ""),
+        _joined(weights, counts, 1.0),
         (shape[0], shape[1], shape[2]),
         make,
         lambda split, _seen, _labels: sets[split].warnings,
         {**_info(how), "fit": train.decoding.fit if train.decoding else None, "notes": list(train.notes),
          "passed_over": {kind: list(map(str, paths)) for kind, paths in train.passed_over.items()}},
     )  # fmt: skip
+
+
+def _joined(columns: Iterable[Sequence[T] | None], counts: dict[str, int], absent: T) -> list[T] | None:
+    """Return the splits' values in one list, with `absent` for splits without; None if no split has any."""
+    columns = list(columns)
+    if all(column is None for column in columns):
+        return None
+    return [
+        value
+        for column, count in zip(columns, counts.values(), strict=True)
+        for value in ([absent] * count if column is None else column)
+    ]
 
 
 def _info(how: Decoding) -> dict[str, Any]:
@@ -203,9 +215,9 @@ def _file_bytes(file: Path | Item) -> bytes:
 def _smaller(name: str, content: bytes, size: int, quality: int) -> tuple[bytes, tuple[int, int]]:
     """Return an image file as a JPEG, and its (width, height). name: for messages. Raise BadImage.
 
-    The shorter side is reduced to `size`, unless that is 0.
-    Images that JPEG cannot hold (more than eight bits, transparency, other than one or three channels) stay as they
-    are. Without `quality`, so do JPEGs and WebPs that are small enough.
+    The shorter side is reduced to `size`, unless that is 0. Images that JPEG cannot hold (more than eight bits,
+    transparency, other than one or three channels) stay as they are. Without `quality`, so do JPEGs and WebPs that are
+    small enough.
     """
 
     def convert(image: Picture) -> tuple[bytes, tuple[int, int]]:
@@ -216,10 +228,10 @@ def _smaller(name: str, content: bytes, size: int, quality: int) -> tuple[bytes,
             return content, image.size
         upright = ImageOps.exif_transpose(image)
         upright = upright.convert("L" if image.mode in ("1", "L") else "RGB")
-        share = size / min(upright.size)
-        if size and share < 1:
+        scale = size / min(upright.size)
+        if size and scale < 1:
             w, h = upright.size
-            upright = upright.resize((max(1, round(w * share)), max(1, round(h * share))), Image.Resampling.LANCZOS)
+            upright = upright.resize((max(1, round(w * scale)), max(1, round(h * scale))), Image.Resampling.LANCZOS)
         return _encoded(upright, "JPEG", quality=quality or _QUALITY), upright.size
 
     return read_image(name, content, convert)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnlab.data import PACK
-from cnnlab.data.files import Seen, Sizes, in_order
+from cnnlab.data.files import DecodedStats, Sizes, in_order, refused
 from cnnlab.data.imageset import SourceOptions
 from cnnlab.data.pack import DIGEST, FORMAT, partial_folder
 from cnnlab.data.pack_rows import Row, Rows, rows_of
@@ -121,7 +121,7 @@ class _Shard:
     lengths: list[int] = field(default_factory=list)
     digests: bytearray = field(default_factory=bytearray)
     ends: bytearray = field(default_factory=bytearray)  # of each image: low, high, whether it is uniform
-    skipped: dict[int, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     remarks: list[tuple[int, str]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -183,11 +183,12 @@ class _Writer:
                     if isinstance(row, Row):
                         shard.add(number, row)
                     elif self.options.skip_bad:
-                        shard.skipped[number] = str(row)
+                        shard.skipped[str(number)] = str(row)
                     else:
-                        raise CnnlabError(f"{row}; repair or remove it, or leave such files out with --skip-bad")
+                        raise refused(row)
                     if shard.bytes >= self.shard_bytes or number + 1 == total:
-                        self._note(shard.seal())
+                        self.done.append(shard.seal())
+                        self._append(self.done[-1])
                         shard = None
                     self.options.report(f"packing {self.rows.source}", number + 1, total)
         finally:
@@ -219,11 +220,6 @@ class _Writer:
         if not whole:
             self._append({"key": key})
 
-    def _note(self, line: dict[str, Any]) -> None:
-        line["skipped"] = {str(number): text for number, text in line["skipped"].items()}
-        self._append(line)
-        self.done.append(line)
-
     def _append(self, line: Mapping[str, Any]) -> None:
         with self.journal.open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
@@ -250,7 +246,7 @@ class _Writer:
             odd = {r: (n, rows.ids[next(i for i, o in remarks if o == r)])
                    for r, n in Counter(remark for _, remark in remarks).items()}  # fmt: skip
             few = ends[here]
-            seen = Seen(int(few[:, 0].min()), int(few[:, 1].max()), few[:, 2].astype(bool), odd)
+            seen = DecodedStats(int(few[:, 0].min()), int(few[:, 1].max()), few[:, 2].astype(bool), odd)
             splits[split] = int(here.sum())
             warnings[split] = list(rows.warnings(split, seen, labels[here]))
         changed = [tuple(size) for line in done for size in line["sizes"]]

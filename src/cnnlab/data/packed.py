@@ -187,7 +187,7 @@ class PackedImages:
     def _fill(self, pixels: NDArray[np.uint8], rows: Sequence[int]) -> None:
         shards, how = self._shards, self._how
         for place, row in enumerate(rows):
-            if shards.shape is not None and shards.shape == pixels.shape[1:]:
+            if shards.shape == pixels.shape[1:]:
                 shards.read(row, memoryview(pixels[place]).cast("B"))
             elif shards.shape is not None:
                 stored = np.frombuffer(shards.read(row), np.uint8).reshape(shards.shape)
@@ -237,7 +237,7 @@ def measured(images: Pixels) -> Iterator[Tensor]:
 def in_memory(images: Pixels, what: str) -> Tensor:
     """Return the images as a tensor. Raise CnnlabError for a packed set of over a gigabyte.
 
-    what: the name, in the error, of what needs them.
+    what: the caller's task, for the error message.
     """
     if isinstance(images, Tensor):
         return images

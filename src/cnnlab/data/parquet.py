@@ -24,7 +24,7 @@ from cnnlab.data.shards import Sample, listing_of, shard_files, shard_names, spl
 from cnnlab.data.table import choose_columns, parse_columns
 from cnnlab.io.csv import first, quoted
 from cnnlab.io.decode import LARGEST_FILE, Item
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, needs_extra, reason
 
 _ROWS = 32  # read at a time
 _KEPT = 8  # such batches of a file in memory
@@ -37,11 +37,9 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
     Raise CnnlabError if pyarrow is missing, a file is damaged, or columns are unclear.
     """
     source = f"parquet:{pattern}"
-    try:
+    with needs_extra("parquet", "pyarrow"):
         import pyarrow as pa
         from pyarrow import parquet as pq
-    except ImportError as error:
-        raise CnnlabError(f"{source} needs pyarrow; install it with pip install 'cnnlab[parquet]'") from error
     files = shard_files(source, pattern, ".parquet")
     samples: list[Sample] = []
     names, named = list[str](), Path()  # class names, and the file that gave them
@@ -84,8 +82,8 @@ def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]
     """Return the index of each column, and a remark on those that were chosen. Images are found by their type."""
     import pyarrow.types as kinds
 
-    given = [columns] if columns else []
-    if "path" not in parse_columns(columns):
+    named = parse_columns(columns)
+    if "path" not in named:
         held = [
             field.name
             for field in schema
@@ -96,8 +94,8 @@ def _columns(name: str, schema: Any, columns: str) -> tuple[dict[str, int], str]
         if len(held) != 1:
             found = f"columns {first(held)} hold bytes" if held else f"no column of {first(schema.names)} holds bytes"
             raise CnnlabError(f"{name}: which column holds the images? {found}; set columns=path=NAME")
-        given.append(f"path={held[0]}")
-    return choose_columns(name, schema.names, ",".join(given))
+        named["path"] = held[0]
+    return choose_columns(name, schema.names, named)
 
 
 def _class_names(schema: Any, column: str) -> list[str]:

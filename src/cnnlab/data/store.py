@@ -29,8 +29,6 @@ from cnnlab.io.schema import COUNT, NUMBER, Number, check
 from cnnlab.io.text import truncate
 from cnnlab.recipe import LARGEST_SIDE
 
-__all__ = ["Store", "intact", "load", "open_store"]
-
 FORMAT = "cnnlab store 3"
 
 STORE_LIMIT = 1 << 28  # bytes of store.json: five million images have less
@@ -94,7 +92,7 @@ def open_store(path: Path) -> Store:
     path = expand(path)
     if not (path / "store.json").is_file():
         raise SourceMissing(f"{path} is not a prepared store: no store.json; create one with cnnlab kaggle prepare")
-    info = read_info(path)
+    info = read_json(path / "store.json", STORE_LIMIT)
     if info.get("format") != FORMAT:
         format_ = truncate(repr(info.get("format")), 60)
         raise CnnlabError(f"{path / 'store.json'} has format {format_}, not {FORMAT!r}; prepare it again")
@@ -102,7 +100,9 @@ def open_store(path: Path) -> Store:
     try:
         ids, labels = info["train_ids"], torch.tensor(info["labels"], dtype=torch.int64)
         train, test = (
-            _map(path / f"{part}.npy", (len(info[f"{part}_ids"]), info["channels"], *[info["image_size"]] * 2))
+            torch.from_numpy(
+                mapped(path / f"{part}.npy", (len(info[f"{part}_ids"]), info["channels"], *[info["image_size"]] * 2))
+            )
             for part in ("train", "test")
         )
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(info["classes"]):
@@ -134,10 +134,6 @@ def fingerprint(folder: Path, about: list[Any]) -> str:
     return digest.hexdigest()
 
 
-def read_info(path: Path) -> dict[str, Any]:
-    return read_json(path / "store.json", STORE_LIMIT)
-
-
 def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any]:
     """Memory-map the array in a .npy file, which must have exactly this shape and type.
 
@@ -157,7 +153,3 @@ def mapped(path: Path, shape: tuple[int, ...], kind: str = "|u1") -> NDArray[Any
         return np.empty(shape, dtype)
     # Copy-on-write: PyTorch has no read-only tensors.
     return np.memmap(path, dtype, "c", len(wanted), shape)
-
-
-def _map(path: Path, shape: tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(mapped(path, shape))

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from cnnlab.data.files import Listing, Part
 from cnnlab.data.scan import split_of
-from cnnlab.io.csv import UNFIT, column_index, first, plain_header, quoted, table_rows
+from cnnlab.io.csv import FORBIDDEN, column_index, first, plain_header, quoted, table_rows
 from cnnlab.io.decode import ENDINGS
 from cnnlab.io.errors import CnnlabError, SourceMissing, reason, unknown
 from cnnlab.io.kinds import file_kind
@@ -127,14 +127,14 @@ def parse_columns(text: str) -> dict[str, str]:
     return named
 
 
-def choose_columns(name: str, header: Sequence[str], columns: str) -> tuple[dict[str, int], str]:
+def choose_columns(name: str, header: Sequence[str], columns: str | dict[str, str]) -> tuple[dict[str, int], str]:
     """Return {kind: index in the header}, and a remark on those chosen by usual names.
 
-    The remark is "" if only columns called path and label were chosen, or none. A kind that is given without a name, as
-    in `group=`, has no column. Raise CnnlabError, naming the columns.
+    columns: kind -> name, or a text as for `parse_columns`. A kind without a name, as in `group=`, has no column. The
+    remark is "" if only columns called path and label were chosen, or none. Raise CnnlabError, naming the columns.
     """
     header = list(header)
-    named = parse_columns(columns)
+    named = parse_columns(columns) if isinstance(columns, str) else columns
     places = {kind: column_index(name, header, column) for kind, column in named.items() if column}
     plain = [plain_header(text) for text in header]
     chosen = []
@@ -202,7 +202,7 @@ def _rows(path: Path, rows: Iterator[tuple[int, list[str]]], places: dict[str, i
         for kind, text in cells.items():
             if not text and kind != "label":
                 fault = f"the {kind} is empty; fill it in or remove the line"
-            elif UNFIT.search(text):
+            elif FORBIDDEN.search(text):
                 fault = f"{quoted(text)} has a control character or a line end; remove it"
             if fault and kind in ("split", "group", "weight"):
                 fault += f", or set columns={kind}= to do without that column"

@@ -101,10 +101,13 @@ def _build(cls: type, name: str, options: SourceOptions) -> dict[str, Any]:
             raise CnnlabError(f"torchvision:{name}: {reason(error, 200)}; delete {own} to download it again") from error
         if "download" not in inspect.signature(cls).parameters:
             raise CnnlabError(f"torchvision:{name}: {reason(error, 200)}; put its files into {here}") from error
-    own.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(own, options.report):
-        if not own.is_dir():
-            _download(cls, name, own, options.report)
+    try:
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(own, options.report):
+            if not own.is_dir():
+                _download(cls, name, own, options.report)
+    except OSError as error:
+        raise CnnlabError(f"cannot write {own}: {reason(error)}; name another folder with --data-dir") from error
     return _datasets(cls, name, own)
 
 

@@ -37,6 +37,8 @@ def listing(pattern: str, options: SourceOptions) -> Listing:
     source = f"wds:{pattern}"
     if "://" in pattern or pattern.startswith("pipe:"):
         raise CnnlabError(f"{source}: shards are read from files; download them first")
+    if "path" in parse_columns(options.columns):
+        raise CnnlabError(f"columns={options.columns}: the shards hold the images themselves; leave path out")
     files = shard_files(source, pattern, ".tar")
     samples: list[Sample] = []
     note = ""
@@ -98,13 +100,13 @@ def _sample(
     if label is not None and not columns:
         values["label"] = label
     elif label is not None or "json" in members:
-        given = [f"path={_IMAGE}", columns]  # no field names the image
+        named = {**parse_columns(columns), "path": _IMAGE}  # no field names the image
         fields = _fields(file, members["json"]) if "json" in members else {}
-        if label is not None and "label" not in parse_columns(columns):
+        if label is not None and "label" not in named:
             fields[_CLASS] = label
-            given.append(f"label={_CLASS}")
+            named["label"] = _CLASS
         where = f"{file}: {members['json'].name if 'json' in members else key}"
-        places, note = choose_columns(where, [_IMAGE, *fields], ",".join(filter(None, given)))
+        places, note = choose_columns(where, [_IMAGE, *fields], named)
         for kind in ("label", "group", "weight"):
             value = [None, *fields.values()][places.get(kind, 0)]
             values[kind] = "" if value is None else str(value).strip()

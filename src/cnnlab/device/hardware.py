@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from cnnlab.device.cgroups import available_cores as available_cores  # exported with the rest
+from cnnlab.device.cgroups import read_text
 from cnnlab.io.errors import CnnlabError, unknown
 
 KINDS = ("auto", "cpu", "cuda", "mps")
@@ -38,13 +39,9 @@ def pick_device(name: str = "auto") -> torch.device:
 def physical_cores() -> int:
     """Return the number of physical cores that this process may use: hyperthreads of one core count once."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = set()
-    for core in usable:
-        try:
-            siblings.add(Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text())
-        except OSError:  # not Linux
-            return available_cores()
-    return min(len(siblings), available_cores())
+    folder = Path("/sys/devices/system/cpu")
+    siblings = {read_text(folder / f"cpu{core}/topology/thread_siblings_list") for core in usable}
+    return available_cores() if "" in siblings else min(len(siblings), available_cores())  # "": not Linux
 
 
 def check_threads(threads: int | None) -> None:
@@ -70,12 +67,9 @@ def device_name(device: torch.device) -> str:
     """Return the name of the CPU or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    for line in read_text(Path("/proc/cpuinfo")).splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
 
 

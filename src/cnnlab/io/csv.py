@@ -27,7 +27,7 @@ _MOST_ROWS = 5_000_000
 _LONGEST_LINE, _LONGEST_ROW, _LARGEST = 1 << 20, 1 << 22, 1 << 28
 _NOT_UTF8 = re.compile("[\0\ud800-\udfff]")  # surrogates stand for bytes that are not UTF-8
 # Characters that a submission's line cannot have: control characters, line ends, surrogates.
-UNFIT = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+FORBIDDEN = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def table_of(
             fault = f"the {id_column!r} is empty; fill it in or remove the line"
         elif not blanks and not row[other].strip():
             fault = f"the {value_column!r} is empty; fill it in or remove the line"
-        elif bad := [cell for cell in (row[place], row[other]) if UNFIT.search(cell)]:
+        elif bad := [cell for cell in (row[place], row[other]) if FORBIDDEN.search(cell)]:
             fault = f"{quoted(bad[0])} has a control character or a line end; remove it"
         elif lines.setdefault(row[place], start) != start and not repeats:
             fault = f"{quoted(row[place])} is also on line {lines[row[place]]}; remove one of them"

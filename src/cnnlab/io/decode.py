@@ -23,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.jpeg import is_cut, with_end_marker
 from cnnlab.io.kinds import file_kind, kind_of
-from cnnlab.io.stacks import Guard, Stack, Unfit, as_stack, damaged, nodata_of, open_stack, scaled
+from cnnlab.io.stacks import Guard, NotAnImage, Stack, as_stack, damaged, nodata_of, open_stack, scaled
 from cnnlab.io.strip import without_metadata
 from cnnlab.io.text import plural
 from cnnlab.io.values import Values, summarize
@@ -248,6 +248,8 @@ def read_image(source: Source, content: bytes | None, use: Callable[[Picture], T
     if isinstance(source, Item):
         try:
             found = source.read()
+        except MemoryError:
+            raise
         except Exception as error:  # from whichever library reads it
             raise BadImage(f"{source} cannot be read: {reason(error, 200)}") from error
         if isinstance(found, Image.Image):
@@ -296,7 +298,7 @@ def _used(image: Picture, source: Source, use: Callable[[Picture], T], content: 
 
 
 def _bad(source: Source, error: Exception) -> BadImage:
-    if isinstance(error, Unfit):
+    if isinstance(error, NotAnImage):
         return BadImage(f"{source} {error}")
     return BadImage(f"{source} is damaged: {damaged(error)}")
 
@@ -312,11 +314,13 @@ def _open(source: Path | str, content: bytes | None, guard: Guard) -> Iterator[P
         except UnidentifiedImageError:
             try:
                 found = open_stack(source, content, guard)
+            except MemoryError:
+                raise
             except Exception as error:  # tifffile and NumPy raise nearly anything for a damaged file
                 raise _bad(source, error) from error
             if found is None:
                 raise
-    except BadImage:
+    except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         pixels = re.search(r"\((\d+) pixels", str(error))
@@ -353,6 +357,8 @@ def square_pixels(image: Picture, source: Source, how: Decoding, invert: bool = 
         if isinstance(image, Stack):
             image = _colours(image, how)
         pixels = np.asarray(_fitted(image, how, invert))
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
         raise BadImage(f"{source} is damaged: {reason(error)}") from error
     return pixels[None] if how.channels == 1 else pixels.transpose(2, 0, 1)

@@ -78,8 +78,8 @@ class DecodeProcess:
 class FileDecoder:
     """A decoder of image files, for several threads. processes: decode small files in one process per thread.
 
-    Large files stay in their thread: little of their time is spent in Python code, and only one of the largest images
-    may be in memory at a time.
+    Large files stay in their thread: little of their time is spent in Python code, and threads take turns with the
+    largest images, which saves memory. Processes do not.
     """
 
     def __init__(self, how: Decoding, invert: bool, processes: bool) -> None:

@@ -74,12 +74,14 @@ def needs_extra(extra: str, *packages: str) -> Iterator[None]:
 
 
 def expand(path: str | Path) -> Path:
-    """Replace `~` and `~user` in `path`. Raise CnnlabError for an unknown user, a URL and a name with a zero byte."""
+    """Replace `~` and `~user` in `path`. Raise CnnlabError for an unknown user, a URL or an impossible name."""
     if address := re.match(r"(https?|ftp|s3|gs):/+", str(path), re.IGNORECASE):  # Path collapses two slashes into one
         rest = str(path)[address.end() :]
         raise CnnlabError(f"{address[1]}://{rest} is an address, not a file; download it, and give the file's name")
     if "\0" in str(path):
         raise CnnlabError(f"{path}: a file name cannot contain a zero byte; correct it")
+    if long := next((part for part in Path(path).parts if len(part.encode(errors="replace")) > 255), ""):
+        raise CnnlabError(f"{long[:40]}... is longer than a file's name can be; correct it")
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

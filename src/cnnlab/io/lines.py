@@ -20,7 +20,8 @@ def as_line(row: dict[str, Any]) -> str:
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
     """Add a line to the file, after one that a crash left incomplete. Raise OSError or CnnlabError."""
-    torn = path.exists() and not read_limited(path, _LIMIT).endswith(b"\n")
+    content = read_limited(path, _LIMIT) if path.exists() else b""
+    torn = bool(content) and not content.endswith(b"\n")
     # Not through a symlink: the folder may come from anyone, and the symlink may lead anywhere.
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     with os.fdopen(handle, "a", encoding="utf-8") as file:

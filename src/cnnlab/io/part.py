@@ -98,10 +98,10 @@ class PartFile:
                 )
         return finished
 
-    def resume(self, starts: Iterable[bytes], see: Callable[[bytes], object] = len) -> int:
+    def resume(self, starts: Iterable[bytes], on_line: Callable[[bytes], object] = len) -> int:
         """Cut off an incomplete last line; return the number of lines that stay.
 
-        starts: how each line must begin; see: called with each line. Raise CnnlabError for a line that begins
+        starts: how each line must begin; on_line: called with each line. Raise CnnlabError for a line that begins
         otherwise.
         """
         assert self._file is not None
@@ -113,7 +113,7 @@ class PartFile:
                     break
                 if not line.startswith(next(expected, b"\n\n")):
                     raise CnnlabError(f"{self.part} is damaged in line {count + 1:,}; remove it and {self.state}")
-                see(line)
+                on_line(line)
                 size, count = size + len(line), count + 1
         self._file.truncate(size)
         self._file.seek(size)

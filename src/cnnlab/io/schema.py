@@ -13,7 +13,6 @@ and word their errors for programmers.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,7 @@ def validation_error(value: Any, want: Any, place: str = "") -> str:
         return next(filter(None, (validation_error(v, one, f"{place}[{i}]") for i, v in enumerate(value))), "")
     if isinstance(want, Number):
         fits = type(value) in ((int,) if want.whole else (int, float))
-        fits = fits and want.low <= value <= want.high and math.isfinite(value)
+        fits = fits and want.low <= value <= want.high
     elif want is None or isinstance(want, str | int):
         fits = type(value) is type(want) and value == want
     else:

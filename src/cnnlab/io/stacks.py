@@ -35,7 +35,7 @@ Guard = Callable[[int], object]
 """Called with the number of bytes of an image's pixels before they are read."""
 
 
-class Unfit(CnnlabError):
+class NotAnImage(CnnlabError):
     """An array that is not an image. The message does not name the file."""
 
 
@@ -100,9 +100,10 @@ def as_stack(image: Any, source: Path | str, content: bytes | None, guard: Guard
 
 
 def open_stack(source: Path | str, content: bytes | None, guard: Guard, *, pages: bool = False) -> Stack | None:
-    """Return the pixels of a TIFF or `.npy` file; None if it is neither. Raise Unfit, or any error of the libraries.
+    """Return the pixels of a TIFF or `.npy` file; None if it is neither.
 
-    pages: return None unless the pages are the channels of one image; Pillow then reads the first page.
+    pages: return None unless the pages are the channels of one image; Pillow then reads the first page. Raise
+    NotAnImage, or any error of the libraries.
     """
     with _stream(source, content) as file:
         head = file.read(8)
@@ -166,7 +167,7 @@ def _tiff(file: IO[bytes], guard: Guard, pages: bool) -> Stack | None:
 
 
 def _refuse_bombs(file: IO[bytes], series: Any) -> None:
-    """Raise Unfit for tiles or strips that decompress to more than their declared size.
+    """Raise NotAnImage for tiles or strips that decompress to more than their declared size.
 
     imagecodecs decodes into a buffer of that size; without it, tifffile decodes everything there is.
     """
@@ -186,7 +187,7 @@ def _refuse_bombs(file: IO[bytes], series: Any) -> None:
                 else:
                     fits = len(zlib.decompressobj().decompress(content, most + 1)) <= most
             if not fits:
-                raise Unfit("has a strip or a tile that holds more than its size says; save it again")
+                raise NotAnImage("has a strip or a tile that holds more than its size says; save it again")
 
 
 def nodata_of(image: Any) -> float | None:
@@ -215,7 +216,7 @@ def _npy(file: IO[bytes], guard: Guard) -> Stack:
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     if dtype.hasobject or dtype.kind not in "buif":
-        raise Unfit(f"holds values of type {dtype}, not numbers of an image; save uint8, uint16 or float32")
+        raise NotAnImage(f"holds values of type {dtype}, not numbers of an image; save uint8, uint16 or float32")
     _check_pixels(shape)
     guard(int(np.prod(shape, dtype=object)) * dtype.itemsize)
     file.seek(0)
@@ -229,12 +230,12 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2:
         return _checked(pixels[..., None])
     if pixels.ndim != 3:
-        raise Unfit(f"is an array of {shape}; save one image, as (H, W), (H, W, C) or (C, H, W)")
+        raise NotAnImage(f"is an array of {shape}; save one image, as (H, W), (H, W, C) or (C, H, W)")
     if pixels.shape[0] == pixels.shape[2]:
-        raise Unfit(f"is an array of {shape}: its channels could be first or last; save (C, H, W) with another C")
+        raise NotAnImage(f"is an array of {shape}: its channels could be first or last; save (C, H, W) with another C")
     side = pixels.shape[1]
     if side > 4 and (pixels.shape[2] == side < pixels.shape[0] or pixels.shape[0] == side < pixels.shape[2]):
-        raise Unfit(
+        raise NotAnImage(
             f"is an array of {shape}: many images, or one of {side} channels? Save each image to a file of its own, "
             "(H, W) or (H, W, C)"
         )
@@ -245,17 +246,17 @@ def _check_pixels(shape: Any) -> None:
     count = int(np.prod([int(side) for side in shape], dtype=object)) if shape else 0
     most = (Image.MAX_IMAGE_PIXELS or 1 << 27) * 4
     if count > most:
-        raise Unfit(f"has {count:,} values, the limit is {most:,}; make it smaller")
+        raise NotAnImage(f"has {count:,} values, the limit is {most:,}; make it smaller")
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:
     shape = " x ".join(map(str, pixels.shape))
     if 0 in pixels.shape:
-        raise Unfit(f"is an array of {shape}, with no pixels; remove it")
+        raise NotAnImage(f"is an array of {shape}, with no pixels; remove it")
     if pixels.shape[2] > MOST_CHANNELS:
-        raise Unfit(f"has {pixels.shape[2]} channels ({shape}); at most {MOST_CHANNELS} are read")
+        raise NotAnImage(f"has {pixels.shape[2]} channels ({shape}); at most {MOST_CHANNELS} are read")
     if pixels.dtype.kind not in "buif":
-        raise Unfit(f"holds values of type {pixels.dtype}, not numbers of an image; save uint8, uint16 or float32")
+        raise NotAnImage(f"holds values of type {pixels.dtype}, not numbers of an image; save uint8, uint16 or float32")
     return pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels  # float16 cannot hold values._HUGE
 
 

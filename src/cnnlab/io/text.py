@@ -16,7 +16,7 @@ def escape(text: str) -> str:
 
     Escapes are JSON's, so that JSON stays JSON.
     """
-    return text if text.isprintable() else "".join(c if _fit(c) else _escape(c) for c in text)
+    return text if text.isprintable() else "".join(c if _is_harmless(c) else _escape(c) for c in text)
 
 
 def escape_lines(text: str) -> str:
@@ -65,7 +65,7 @@ def markdown(text: str) -> str:
     return re.sub(r"[&<>|`\[\]]", lambda match: f"&#{ord(match[0])};", escape(text))
 
 
-def _fit(c: str) -> bool:
+def _is_harmless(c: str) -> bool:
     return c.isprintable() or unicodedata.category(c) == "Zs"  # the spaces of other scripts
 
 

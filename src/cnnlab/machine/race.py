@@ -158,8 +158,9 @@ def race(
     recipe = choose_recipe(recipe=one.recipe, data=source or None)
     options = SourceOptions(data_dir=data_folder(data_dir), report=report)
     split = "validation" if load_images(recipe.data, "test", options) is None else "test"
+    here = {key: value for key, value in environment(target).items() if key != "date"}
     conditions = {"race": name, "recipe": recipe.to_dict(), "split": split, "threads": threads,
-                  "commit": commit(), **_lasting(environment(target))}  # fmt: skip
+                  "commit": commit(), **here}  # fmt: skip
     done = _finished(folder, conditions)
     meter = Energy()
     for seed in range(len(done), seeds):
@@ -269,10 +270,6 @@ def _seed_line(seed: dict[str, Any]) -> str:
         f"seed {seed['seed']}: {seed['final_split']} acc {seed['final_acc']:.4f}; "
         f"training {seed['race_seconds']:.2f} s, whole process {seed['process_seconds']:.2f} s"
     )
-
-
-def _lasting(env: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in env.items() if key != "date"}
 
 
 def _finished(folder: Path, conditions: dict[str, Any]) -> list[dict[str, Any]]:

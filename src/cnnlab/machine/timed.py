@@ -13,6 +13,7 @@ Compilation, where a plan chooses it, is included in the last two.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -79,7 +80,7 @@ def timed_process(recipe: Recipe, split: str, views: str, device: str = "auto", 
         seconds = time.perf_counter() - start
         if done.returncode:
             why = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            why = why.removeprefix(f"{CnnlabError.__module__}.CnnlabError: ")
+            why = re.sub(r"^cnnlab[.\w]*: ", "", why)  # the class of the error
             raise CnnlabError(f"the training of {recipe.name} with seed {recipe.seed} failed: {why}")
         result: dict[str, Any] = json.loads(answer.read_text())
     return {**result, "process_seconds": seconds}

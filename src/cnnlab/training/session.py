@@ -143,9 +143,6 @@ class Session:
             self.check_images(again, recipe.data)
         if not recipe.folds:
             self._pool = None  # only the other folds need it later
-        if recipe.shift >= self.preprocessing.image_size:
-            size = self.preprocessing.image_size
-            raise CnnlabError(f"shift={recipe.shift} is at least the images' {size} pixels; choose a smaller one")
         self._check_batches(recipe, new=again is None)
         self.display.end()
         if again is None:

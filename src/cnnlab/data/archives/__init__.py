@@ -25,6 +25,8 @@ def open_archive(path: Path, label: str = "", prefix: str = "") -> Archive:
     """
     label = label or path.name
     try:
+        if not path.exists():
+            raise CnnlabError(f"{path} does not exist; give a {' or '.join(ARCHIVES)} file, or a folder")
         if path.is_dir():
             return FolderArchive(path, str(path))
         kind = file_kind(path)
@@ -39,8 +41,6 @@ def open_archive(path: Path, label: str = "", prefix: str = "") -> Archive:
             return ZipArchive(path, label, prefix)
     except OSError as error:
         raise CnnlabError(f"cannot read {path}: {reason(error)}") from error
-    if not path.exists():
-        raise CnnlabError(f"{path} does not exist; give a {' or '.join(ARCHIVES)} file, or a folder")
     raise CnnlabError(f"{path} is not a supported archive; give a {' or '.join(ARCHIVES)} file, or a folder")
 
 

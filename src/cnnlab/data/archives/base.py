@@ -1,4 +1,4 @@
-"""What all archives share: the list of members and the limits on what they unpack to.
+"""The base class of archives: the list of members and the limits on what they unpack to.
 
 An archive may come from anyone. The list of members is checked before anything is read, and the unpacked sizes while
 reading. Paths that lead outside, links, devices, duplicate names, encryption and zip bombs are refused with a one-line
