@@ -112,6 +112,19 @@ def test_mixed_labels_weight_two_losses() -> None:
     assert correct.item() == (logits.argmax(1) == torch.where(share > 0.5, a, b)).sum().item()
 
 
+def test_the_scores_of_a_subset_count_its_own_images() -> None:
+    labels = (torch.arange(5400) % 3 == 0).long()
+    images = (labels * 200).to(torch.uint8)[:, None, None].expand(-1, 8, 8)
+    result = train(data=(images.numpy(), labels.numpy()), recipe="digits", eval_split="train", val_fraction=0.0,
+                          image_size=28, epochs=1, batch_size=256, threads=1)  # fmt: skip
+    assert result.summary["images"] == {"train": 5400}
+    assert result.run.info["data"]["train"] == 5400
+    assert result.run.info["data"]["counts"]["train"] == [3600, 1800]
+    rows = result.summary["figures"]["classes"]
+    assert sum(row["support"] for row in rows) == 5000
+    assert result.summary["figures"]["accuracy"] == pytest.approx(result.summary["train_subset_acc"])
+
+
 def test_training_on_all_images_evaluates_a_subset(quick: Recipe, cnnlab: Command) -> None:
     recipe = quick.changed(eval_split="train", val_fraction=0.0)
     result = train(recipe, name="every")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from cnnlab.inspect.report.pictures import figures, save
 from cnnlab.inspect.report.settings import command
 from cnnlab.inspect.report.thumbnails import Thumbnails
 from cnnlab.io.text import cell
+from cnnlab.recipes import RECIPES
+from cnnlab.training.choice import choose
 from cnnlab.training.locks import locked
 from conftest import Command, one_line_error
 
@@ -181,8 +184,6 @@ def test_runs_on_the_same_images_are_compared(tab: Tab, results: list[Any], fold
 
 
 def test_the_printed_command_repeats_the_recipe(results: list[Any]) -> None:
-    import shlex
-
     run = results[0].run
     words = shlex.split(command(run))[2:]
     pairs = dict(zip(words[::2], words[1::2], strict=True))
@@ -191,6 +192,21 @@ def test_the_printed_command_repeats_the_recipe(results: list[Any]) -> None:
     assert pairs["--set"] == "limit=100"
     again = replace(run, recipe=run.recipe.changed(flip=True, rotation=3.5))
     assert "--set flip=true --set rotation=3.5" in command(again)
+
+
+@pytest.mark.parametrize("name", ["images", "finetune"])
+def test_the_command_of_a_fitted_recipe_fits_nothing_again(results: list[Any], name: str) -> None:
+    """The fitted settings, some of them equal to the recipe's own, are all in the command."""
+    recipe = RECIPES[name].changed(name=f"{name}, data=folder:x", data="folder:x", epochs=20, freeze_epochs=5)
+    words = shlex.split(command(replace(results[0].run, recipe=recipe)))[2:]
+    options = list(zip(words[::2], words[1::2], strict=True))
+    keys = {"--lr": "learning_rate", "--batch-size": "batch_size"}
+    given = {keys.get(option, option[2:]): value for option, value in options if option != "--set"}
+    settings = [value for option, value in options if option == "--set"]
+    again, _, _, fitted = choose(given.pop("recipe"), given.pop("model"), given.pop("data"), {})
+    again = again.with_settings([*settings, *map("=".join, given.items())])
+    assert fitted is None
+    assert again.changed(name=recipe.name) == recipe
 
 
 def test_pictures_stay_within_their_budget_and_appear_once() -> None:

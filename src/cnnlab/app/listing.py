@@ -48,11 +48,14 @@ class Runs:
 
     def open(self, name: str) -> Run:
         """Return a run by its name in `folders`; no other path is opened. Raise CnnlabError."""
-        return open_run(self.members(name)[name])
+        if name not in (folders := self.folders()):
+            raise CnnlabError(f"{self.folder} has no run {name!r}; it may have been removed")
+        return open_run(folders[name])
 
     def place(self, name: str) -> Path:
         """Return the folder of a run, or of a series, by its name; see `open`."""
-        return self.folder / name if name not in self.folders() and self.members(name) else self.members(name)[name]
+        self.members(name)  # raises for an unknown name
+        return self.folder / name
 
     def members(self, name: str) -> dict[str, Path]:
         """Return the folder of a run, or those of the runs in a series, by name; see `open`."""

@@ -15,6 +15,7 @@ from typing import Any
 from cnnlab.defaults import choose_recipe
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.models import MODELS
+from cnnlab.models.own import is_file
 from cnnlab.training.folders import check_free, free_name
 from cnnlab.training.locks import training_pid
 
@@ -39,7 +40,8 @@ class Trainings:
         given = {key: str(wanted.get(key) or "") for key in ("data", "recipe", "model", "name")}
         settings = [str(text) for text in wanted.get("settings") or ()]
         model = given["model"]
-        if model and model not in MODELS and not model.startswith(("timm:", "torchvision:", "efficientnet")):
+        known = model in MODELS or model.startswith(("timm:", "torchvision:", "efficientnet"))
+        if model and (not known or is_file(model)):
             raise CnnlabError(
                 f"model {model!r}: the page trains networks of `cnnlab list models`, timm: and torchvision:"
             )

@@ -37,7 +37,8 @@ class Search:
             output, errors = self._printed
             if self.process.returncode != 0:
                 lines = errors.decode("utf-8", "replace").strip().splitlines()
-                raise CnnlabError((lines[-1] if lines else "the search was stopped").removeprefix("error: "))
+                ended = lines and self.process.returncode > 0  # else it was killed, and the last line is its progress
+                raise CnnlabError(lines[-1].removeprefix("error: ") if ended else "the search was stopped")
             self.result = dict(json.loads(output))
         return self.result
 

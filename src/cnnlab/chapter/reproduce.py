@@ -21,7 +21,6 @@ from cnnlab.inference import load_network
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason, unknown
 from cnnlab.io.files import read_json, write_atomic, write_json
 from cnnlab.io.schema import COUNT, Number, check
-from cnnlab.io.text import truncate
 from cnnlab.models import build_model
 from cnnlab.models.batch_norm import BatchNorm
 from cnnlab.recipe import Recipe
@@ -39,8 +38,8 @@ from cnnlab.training.session import same_device
 
 _FORMAT = "cnnlab reproduction 1"
 _SCHEMA = {
-    "recipes": dict, "seeds": Number(1, 100_000, whole=True), "methods": [str], "limit": COUNT, "data_dir": str,
-    "device": str, "threads": COUNT,
+    "format": (_FORMAT,), "recipes": {"*": dict}, "seeds": Number(1, 100_000, whole=True), "methods": [str],
+    "limit": COUNT, "data_dir": str, "device": str, "threads": COUNT,
 }  # fmt: skip
 
 
@@ -160,10 +159,8 @@ def resume_reproduction(
     if folder is None:
         raise CnnlabError(f"{path} has no reproduction.json; name a folder that cnnlab reproduce created")
     content = read_json(folder / "reproduction.json")
+    check(folder / "reproduction.json", content, _SCHEMA)
     try:
-        if content["format"] != _FORMAT:
-            raise CnnlabError(f"format {truncate(repr(content['format']), 60)}, not {_FORMAT!r}")
-        check(folder / "reproduction.json", content, _SCHEMA)
         recipes = {n: Recipe.from_dict(values) for n, values in content["recipes"].items()}
         plan = Plan(recipes, content["seeds"], {}, tuple(content["methods"]), content["limit"])
         if data_dir is None and Path(content["data_dir"]).is_dir():
@@ -174,7 +171,7 @@ def resume_reproduction(
             device = same_device(content["device"])
         if not (recipes.keys() <= EXPERIMENTS.keys() and set(plan.methods) <= CLASSICAL.keys()):
             raise CnnlabError("unknown experiments; use the version of cnnlab that wrote it")
-    except (CnnlabError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except CnnlabError as error:
         raise CnnlabError(f"{folder / 'reproduction.json'} is damaged: {reason(error)}") from error
     return _run(folder, plan, {"device": device, "threads": threads, "data_dir": data_dir, "progress": progress})
 

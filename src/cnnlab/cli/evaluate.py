@@ -178,8 +178,8 @@ def confusion(
 ) -> str:
     """Return the confusion matrix, one row per class. For more than 20 classes: the most frequent mistakes.
 
-    recall: one value per class. others: for each class, the number of images whose predicted label is not a class. Each
-    gets a column.
+    recall: one value per class. others: for each class, the number of images whose predicted label is not a class, in a
+    column of their own.
     """
     if len(classes) <= 20:
         table = Table("true \\ predicted", *(str(k) for k in range(len(classes))), *["other"] * bool(others),
@@ -190,10 +190,12 @@ def confusion(
             table.add_row(classes[k] if classes[k] == str(k) else f"{k} {classes[k]}", *cells)
         return str(table)
     # A matrix would be too wide.
-    pairs = [(n, i, j) for i, row in enumerate(rows) for j, n in enumerate(row) if n and i != j]
+    names = [*classes, "other"]
+    counts = [[*row, *others[i : i + 1]] for i, row in enumerate(rows)]
+    pairs = [(n, i, j) for i, row in enumerate(counts) for j, n in enumerate(row) if n and i != j]
     if not pairs:
         return "no mistakes"
     table = Table("most frequent mistakes: true", "predicted", "images", left=(1,))
     for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:10]:
-        table.add_row(classes[i], classes[j], str(n))
+        table.add_row(names[i], names[j], str(n))
     return str(table)

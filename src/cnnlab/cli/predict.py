@@ -112,7 +112,10 @@ def _print_lines(stream: Stream, format_: str) -> None:
 
     lines = lines_of(format_, stream.columns)
     done, damaged = 0, 0
-    with reporting("none" if sys.stdout.isatty() else "auto") as report, closing(stream.batches()) as batches:
+    with (
+        reporting("none" if sys.stdout and sys.stdout.isatty() else "auto") as report,
+        closing(stream.batches()) as batches,
+    ):
         for batch in batches:
             head = "" if done else lines.head
             echo_csv(f"{head}{''.join(map(lines.line, batch))}"[:-1])

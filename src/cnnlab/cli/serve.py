@@ -10,7 +10,7 @@ import typer
 
 from cnnlab.cli.options import RunsDir
 from cnnlab.io.errors import CnnlabError, needs_extra
-from cnnlab.io.http import is_loopback, listen
+from cnnlab.io.http import host_in_url, is_loopback, listen
 from cnnlab.io.text import echo, plural
 
 _LIMITS = "Limits"
@@ -104,10 +104,9 @@ def serve(
         model = open_model(what, runs_dir, threads or cores)
         try_out(model, limits)
         name = Path(what).absolute().name
-        server = make_server(model, listener, limits=limits, log=lines, name=name, token=secret,
+        server = make_server(model, listener, limits=limits, log=lines, name=name, token=secret, host=host,
                              check_host=not no_token, decoders=cores)  # fmt: skip
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http://{shown}:{listener.getsockname()[1]}"
+        address = f"http://{host_in_url(host)}:{listener.getsockname()[1]}"
         text = f"serving {name} ({plural(len(model.classes), 'class')}) at {address}"
         server.on_start = lambda: echo(text, flush=True)
         run(server, listener, lines)

@@ -64,12 +64,16 @@ def sweep(
     machine = Machine(runs_dir, device, threads, data_dir, skip_bad, progress)
 
     def result() -> str:
+        ended = True
         if workers > 1 and not show:
-            work_together(definition, machine, workers, log=_log)
+            ended = work_together(definition, machine, workers, log=_log)
         elif not show:
             work(definition, machine, log=_log)
         found = sweep_result(definition)
         files = found.save() if found.trials else []
+        if not ended and not found.done:
+            raise CnnlabError(f"all workers of {file} ended before it was finished; run the same command again: it "
+                              "continues")  # fmt: skip
         if found.done and found.best is None:
             why = next((trial.failed for trial in found.trials if trial.failed), "all were pruned")
             raise CnnlabError(f"no trial of {file} has finished: {why}")

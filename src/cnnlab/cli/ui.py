@@ -37,12 +37,13 @@ def ui(
         from cnnlab.app.server import Settings, make_app
 
     listener = listen("127.0.0.1", port)
+    listener.listen()  # before the browser opens
     port = listener.getsockname()[1]
     token = secrets.token_urlsafe(24)
     hosts = host_headers(port, "127.0.0.1", "localhost")
     app = make_app(Settings(runs_dir.absolute(), token, hosts, data_dir, threads))
     address = f"http://127.0.0.1:{port}/?token={token}"
-    echo(f"page: {address} (Ctrl-C stops it; trainings continue)")
+    echo(f"page: {address} (Ctrl-C stops it; trainings continue)", flush=True)
     if open_browser:
         import webbrowser
 

@@ -61,6 +61,10 @@ def _widened(limits: Sequence[float] | None) -> Sequence[float] | None:
     return limits if limits is None or limits[0] != limits[1] else (limits[0] - 1, limits[0])
 
 
+def _is_list(value: Any) -> bool:
+    return hasattr(value, "__len__") and getattr(value, "ndim", 1) > 0  # tensors of one number have a length, too
+
+
 class Animator:
     """Lines that grow point by point: `add(x, (y, y, ...))`, one y for each line, None for no point.
 
@@ -122,8 +126,8 @@ class Animator:
 
         Raise CnnlabError if the number of values differs from that of earlier calls.
         """
-        ys = list(y) if hasattr(y, "__len__") else [y]
-        xs = list(x) if hasattr(x, "__len__") else [x] * len(ys)
+        ys = list(y) if _is_list(y) else [y]
+        xs = list(x) if _is_list(x) else [x] * len(ys)
         if not self.Y:
             self.X, self.Y = [[] for _ in ys], [[] for _ in ys]
         if not len(xs) == len(ys) == len(self.Y):

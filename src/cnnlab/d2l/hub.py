@@ -71,7 +71,7 @@ def download_extract(name: str, folder: str | None = None) -> str:
     """
     path = Path(download(name))
     stem = path.name.lower()
-    ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar", ".gz") if stem.endswith(e)), "")
+    ending = next((e for e in (".zip", ".tar.gz", ".tgz", ".tar") if stem.endswith(e)), "")
     if not ending:
         raise CnnlabError(f"cannot unpack {path}; use a .zip, .tar, .tar.gz or .tgz file")
     extract(path, path.parent)

@@ -23,7 +23,7 @@ from cnnlab.export import parity as p
 from cnnlab.export.description import describe
 from cnnlab.inference import Classifier, evaluate_run, load_model, run_splits
 from cnnlab.inference.classifier import weights_file
-from cnnlab.io.errors import CnnlabError, expand, reason, unknown
+from cnnlab.io.errors import CnnlabError, expand, needs_extra, reason, unknown
 from cnnlab.io.files import read_json, write_json
 from cnnlab.models.own import Network
 from cnnlab.training import runs
@@ -228,12 +228,10 @@ def _check_options(to: str, int8: bool, fp16: bool, max_loss: float | None) -> N
 
 
 def _check_packages() -> None:
-    try:
+    with needs_extra("export", "onnx", "onnxruntime", "onnxscript"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise CnnlabError(f"an export needs the package {error.name}; pip install 'cnnlab[export]'") from error
 
 
 def default_name(run: Run, ending: str, int8: bool, fp16: bool) -> str:
@@ -297,14 +295,15 @@ def _move(draft: Path, path: Path) -> None:
         return
     # A folder cannot be replaced in one step; the earlier export is kept until the new one has its name.
     earlier = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent)) / path.name
-    path.rename(earlier)
     try:
+        path.rename(earlier)
         draft.replace(path)
-    except OSError:
-        earlier.rename(path)
+    except BaseException:  # Ctrl-C, too
+        if earlier.exists() and not path.exists():
+            earlier.rename(path)
+        earlier.parent.rmdir()
         raise
-    finally:
-        shutil.rmtree(earlier.parent)
+    shutil.rmtree(earlier.parent)
 
 
 def _files(path: Path) -> list[Path]:

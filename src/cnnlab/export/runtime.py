@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cnnlab.io.decode import BACKGROUNDS, FITS, Decoding
-from cnnlab.io.errors import CnnlabError, expand, reason
+from cnnlab.io.errors import CnnlabError, expand, needs_extra, reason
 from cnnlab.io.schema import NUMBER, Number, check
 
 if TYPE_CHECKING:
@@ -76,10 +76,8 @@ def open_exported(path: str | Path, *, threads: int = 0) -> Exported:
     path = expand(path)
     if not path.is_file():
         raise CnnlabError(f"{path} does not exist; cnnlab export RUN writes such a file")
-    try:
+    with needs_extra("export", "onnxruntime"):
         import onnxruntime
-    except ImportError as error:
-        raise CnnlabError("running an ONNX file needs onnxruntime; pip install 'cnnlab[export]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors

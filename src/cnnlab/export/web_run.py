@@ -15,7 +15,7 @@ from cnnlab.export.runtime_js import web_runtime
 from cnnlab.export.web import WebPage, check_place, filters_of, write_file, write_folder
 from cnnlab.inference import load_network, run_splits
 from cnnlab.inference.classifier import preprocessing_of, weights_file
-from cnnlab.io.errors import CnnlabError, expand
+from cnnlab.io.errors import CnnlabError, expand, needs_extra
 from cnnlab.models.own import Network
 from cnnlab.training import runs
 from cnnlab.training.runs import Run
@@ -71,10 +71,8 @@ def export_web(
     if single_file and place.suffix.lower() not in (".html", ".htm"):  # a double click opens nothing else
         raise CnnlabError(f"{place}: name a file that ends with .html")
     check_place(place, single_file, force)
-    try:
+    with needs_extra("export", "onnx"):
         import onnx
-    except ImportError as error:
-        raise CnnlabError(f"a page needs the package {error.name}; pip install 'cnnlab[export]'") from error
     from cnnlab.export.activation import add_map
 
     vendored = web_runtime(expand(runtime) if runtime is not None else None, report)

@@ -34,6 +34,11 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def host_in_url(host: str) -> str:
+    """Return a host as URLs write it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def host_headers(port: int, *names: str) -> tuple[str, ...]:
     """Return the valid Host headers of requests to `names` at `port`. Clients leave out HTTP's default port."""
     return (*(f"{name}:{port}" for name in names), *(names if port == 80 else ()))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, reason
-from cnnlab.io.http import host_headers
+from cnnlab.io.http import host_headers, host_in_url
 from cnnlab.serve.batching import Model
 from cnnlab.serve.connections import Connection
 from cnnlab.serve.log import Log
@@ -79,19 +79,21 @@ def make_server(
     log: Log,
     name: str,
     token: str | None = None,
+    host: str = "localhost",
     check_host: bool = True,
     decoders: int = 1,
 ) -> Server:
     """Return the server of a network on a bound socket; `run(sockets=[listener])` serves until a signal.
 
-    name: the network's name. token: what requests must send; None: no token. check_host: without a token, refuse
-    requests from other pages and for other hosts. decoders: number of threads that decode images.
+    name: the network's name. token: what requests must send; None: no token. host: the name of this
+    machine in the address that users are given. check_host: without a token, refuse requests from other pages and for
+    other hosts. decoders: number of threads that decode images.
     """
     service = Service(model, limits, decoders, name)
     service.dropped = lambda: log.dropped
-    host, port = listener.getsockname()[:2]
-    own = f"[{host}]" if ":" in host else host
-    hosts = host_headers(port, own, "localhost", "127.0.0.1", "[::1]")
+    address, port = listener.getsockname()[:2]
+    names = dict.fromkeys((host_in_url(address), host_in_url(host), "localhost", "127.0.0.1", "[::1]"))
+    hosts = host_headers(port, *names)
     watch = Watch(make_app(service), service.metrics, log, token, hosts if check_host else ())
     config = uvicorn.Config(
         watch,

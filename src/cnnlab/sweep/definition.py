@@ -146,7 +146,7 @@ def read_sweep(file: str | Path) -> Sweep:
         values = tomllib.loads(read_limited(path, 1 << 20).decode())
     except FileNotFoundError as error:
         raise CnnlabError(f"{path} does not exist; name a sweep's TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CnnlabError(f"{path} is not TOML: {reason(error)}") from error
     try:
         sweep = _sweep(path, values)

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from cnnlab.io.errors import CnnlabError, reason
+from cnnlab.io.errors import CnnlabError, needs_extra, reason
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -124,11 +124,12 @@ class DatabaseLocks(Locks):
     storage: RDBStorage
 
     def __init__(self, url: str, name: str) -> None:
-        try:
+        with needs_extra("sweep", "psycopg"):
             import psycopg
-        except ImportError as error:
-            raise CnnlabError(f"{error.name} is not installed; pip install 'cnnlab[sweep]'") from error
-        self._where, self._key = shown(url), zlib.crc32(name.encode()) - 2**31  # signed, like the server's integers
+        self._where, self._key = (
+            without_password(url),
+            zlib.crc32(name.encode()) - 2**31,
+        )  # signed, like the server's integers
         try:
             self._connection = psycopg.connect(
                 url, autocommit=True, connect_timeout=10, application_name="cnnlab sweep"
@@ -250,12 +251,12 @@ def _database(url: str) -> RDBStorage:
             url.replace("postgresql://", "postgresql+psycopg://", 1), engine_kwargs={"pool_pre_ping": True}
         )
     except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
-        raise CnnlabError(f"storage {shown(url)}: {reason(error.__cause__ or error, 200)}") from error
+        raise CnnlabError(f"storage {without_password(url)}: {reason(error.__cause__ or error, 200)}") from error
     except ImportError as error:
         raise CnnlabError(f"{error.name or 'psycopg'} is not installed; pip install 'cnnlab[sweep]'") from error
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """Return a database's URL without its password."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
@@ -268,7 +269,7 @@ def explained_storage_errors(storage: Path | str) -> Iterator[None]:
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
-    where = storage if isinstance(storage, Path) else shown(storage)
+    where = storage if isinstance(storage, Path) else without_password(storage)
     try:
         yield
     except (SQLAlchemyError, StorageInternalError) as error:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from cnnlab.device.hardware import available_cores
+from cnnlab.device.hardware import available_cores, check_threads
 from cnnlab.io.errors import CnnlabError, TrainingInterrupted, reason
 from cnnlab.io.interrupt import CtrlC
 from cnnlab.io.text import plural
@@ -18,12 +18,13 @@ from cnnlab.sweep.worker import Machine
 _POLL = 0.1  # seconds between two checks of the processes
 
 
-def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str], None] = lambda _: None) -> None:
+def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str], None] = lambda _: None) -> bool:
     """Start `count` workers and wait for them. One that is killed leaves its trial to the others.
 
-    log: called with a line when a worker dies. Raise CnnlabError if one cannot be started or all of them end before the
-    sweep is finished, and TrainingInterrupted on Ctrl-C, after they have saved their work.
+    Return whether any of them ended normally. log: called with a line when a worker dies. Raise CnnlabError if one
+    cannot be started, and TrainingInterrupted on Ctrl-C, after they have saved their work.
     """
+    check_threads(machine.threads)
     threads = machine.threads or max(1, available_cores() // count)
     words = [sys.executable, "-m", "cnnlab", "sweep", str(sweep.file), "--runs-dir", str(machine.runs_dir),
              "--device", machine.device, "--threads", str(threads), "--progress", machine.progress,
@@ -55,7 +56,4 @@ def work_together(sweep: Sweep, machine: Machine, count: int, log: Callable[[str
             if isinstance(error, OSError):
                 raise CnnlabError(f"cannot start a worker: {reason(error)}; use fewer --workers") from error
             raise TrainingInterrupted("stopped; what the workers have trained is saved.") from None
-    if all(process.returncode for process in processes):
-        raise CnnlabError(
-            f"all workers of {sweep.file} ended before it was finished; run the same command again: it continues"
-        )
+    return not all(process.returncode for process in processes)

@@ -278,9 +278,13 @@ def _mean_std(value: dict[str, Any]) -> str:
 
 
 def summarize(
-    run: Run, progress: Progress, images: dict[str, int], shared: dict[str, int], device: str
+    run: Run, progress: Progress, images: dict[str, int], support: list[int], shared: dict[str, int], device: str
 ) -> dict[str, Any]:
-    """Return the summary of a finished run. images: their number in each split. shared: see `Session.shared`."""
+    """Return the summary of a finished run.
+
+    images: their number in each split; support: the number of evaluated images of each class; shared: see
+    `Session.shared`.
+    """
     rows, recipe = progress.rows, run.recipe
     seen = sum(r["images"] for r in rows)
     last, key = rows[-1], recipe.key
@@ -310,7 +314,7 @@ def summarize(
         "best_epoch": progress.best_epoch,
         "best_by": recipe.best_by,
         "best": -progress.best[0] if recipe.best_by.endswith("loss") else progress.best[0],
-        "figures": _figures(run, progress),
+        "figures": _figures(run, progress, support),
         "examples_per_second": seen / sum(r["compute_seconds"] for r in rows),
         "images_per_second": seen / sum(r["train_seconds"] for r in rows),
         "train_seconds": sum(r["train_seconds"] for r in rows),
@@ -319,14 +323,13 @@ def summarize(
     }
 
 
-def _figures(run: Run, progress: Progress) -> dict[str, Any] | None:
+def _figures(run: Run, progress: Progress, support: list[int]) -> dict[str, Any] | None:
     """Return the scores of the weights that the run predicts with, or None if their row holds no counts per class."""
     weights, key = run.weights().stem, run.recipe.key
     epoch = progress.best_epoch if weights == "best" else len(progress.rows)
     row = next((row for row in progress.rows if row["epoch"] == epoch), {})
     if f"{key}_correct" not in row:
         return None
-    support = run.info["data"]["counts"].get(run.recipe.eval_split, [])
     try:
         scores = Scores(row[f"{key}_correct"], support, row[f"{key}_predicted"])
         return {"weights": weights, "epoch": epoch, **scores.to_dict(run.classes)}

@@ -199,8 +199,9 @@ class Session:
             "data": {
                 "source": recipe.data,
                 "classes": self.train_set.classes,
-                "train": len(self.train_set),
+                # "train" last: with eval_split=train it stays the number of images that are trained on.
                 recipe.eval_split: len(self.eval_set),
+                "train": len(self.train_set),
                 "counts": {recipe.eval_split: class_counts(self.eval_set), "train": class_counts(self.train_set)},
                 "passed_over": {kind: len(paths) for kind, paths in self.train_set.passed_over.items()},
                 "warnings": list(dict.fromkeys([*self.train_set.warnings, *self.eval_set.warnings])),

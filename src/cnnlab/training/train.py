@@ -251,8 +251,9 @@ def _finish(session: Session, run: Run, progress: Progress) -> dict[str, Any]:
     """Write curves and summary. Return the summary."""
     with explained_write_errors(run, str(progress)):
         _save_curves(run, progress.rows)
-        images = {"train": len(session.train_set), run.recipe.eval_split: len(session.eval_set)}
-        summary = summarize(run, progress, images, session.shared(run.recipe), str(session.device))
+        images = {run.recipe.eval_split: len(session.eval_set), "train": len(session.train_set)}
+        support = class_counts(session.eval_set)
+        summary = summarize(run, progress, images, support, session.shared(run.recipe), str(session.device))
         if run.recipe.eval_split == "validation":
             dead = _calibrated(session, run, summary)
             findings = diagnose(summary, progress.rows, run.recipe, class_counts(session.train_set), dead)

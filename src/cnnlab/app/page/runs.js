@@ -86,6 +86,7 @@ export function runsPage(app) {
   async function load() {
     try {
       found = await get("runs");
+      for (const name of chosen) if (!found.runs.some((run) => run.name === name)) choose(name, false);
       draw();
     } catch (error) {
       app.fail(error);

@@ -22,7 +22,6 @@ let page = null, current = null, busy = false, next = null, classify = null;
 function draw() {
   current?.end();
   page = context(payload, state);
-  document.documentElement.lang = page.language === "zh" ? "zh-CN" : "en";
   const { t } = page;
   current = imageInput(page, use, fail);
   const invert = payload.how.channels === 1 && el("label", { class: "choice" }, el("input", { type: "checkbox", checked: state.invert, onchange: (event) => { state.invert = event.target.checked; if (state.file) use(state.file); } }), t("web_invert"));
@@ -72,6 +71,10 @@ function drawn(image) {
 // Classify one image at a time; of those that arrive meanwhile, only the last. Show no answer over a later file.
 async function classifyLatest(image) {
   next = { image, file: state.file };
+  await classifyWaiting();
+}
+
+async function classifyWaiting() {
   if (busy || !classify) return;
   busy = true;
   try {
@@ -119,7 +122,7 @@ async function start() {
     window.cnnlab = { classify: async (file) => ranked(await classify(prepared(await decodeFile(file), payload.how, false))) };
     state.ready = ["web_ready"];
     say(...state.ready);
-    if (next) classifyLatest(next.image).catch(fail);
+    classifyWaiting().catch(fail);
   } catch (error) {
     say("web_broken", { why: error.message }, true);
     return;

@@ -13,7 +13,8 @@ from cnnlab.training.runs import Run
 
 _OPTIONS = {"seed": "--seed", "epochs": "--epochs", "data": "--data", "batch_size": "--batch-size",
             "learning_rate": "--lr", "optimizer": "--optimizer"}  # fmt: skip
-_FIXED = "digits"  # the recipe that the command starts from if the run's recipe has no known name
+_FIXED = "digits"  # the recipe that the command starts from if the run's recipe has no known name, or is fitted
+_FITTED = ("images", "finetune")  # to the images, unless a setting is given
 
 
 def named_recipe(recipe: Recipe) -> Recipe | None:
@@ -35,7 +36,9 @@ def command(run: Run) -> str:
     origin = run.info.get("from") or {}
     if origin.get("kind") == "continued":
         return shlex.join(["cnnlab", "train", "--resume", origin["run"], "--epochs", str(recipe.epochs)])
-    base = named_recipe(recipe) or RECIPES[_FIXED]
+    base = named_recipe(recipe)
+    if base is None or base.name in _FITTED:
+        base = RECIPES[_FIXED]
     words = ["cnnlab", "train", "--model", run.builder or recipe.model, "--recipe", base.name]
     if origin:
         words += ["--init-from", origin["run"]]

@@ -85,7 +85,6 @@ function trialsSection(page) {
 function drawSweep(payload, node, state) {
   const page = sweepContext(payload, state);
   const parts = [sweepHeader(page), bestSection(page), importanceSection(page), slicesSection(page), parallelSection(page), trialsSection(page)].filter(Boolean);
-  document.documentElement.lang = page.language === "zh" ? "zh-CN" : "en";
   const date = payload.created.replace("T", " ").replace("+00:00", " UTC");
   node.replaceChildren(toolbar(page, parts, () => drawSweep(payload, node, state)), el("main", {}, parts), el("footer", {}, el("p", {}, page.t("footer", { version: payload.version, date }))));
 }

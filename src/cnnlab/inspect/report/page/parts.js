@@ -17,7 +17,7 @@ export function scroller(label, ...children) {
 }
 
 export async function copyText(text, button, done) {
-  const before = button.textContent;
+  button.dataset.label ??= button.textContent;
   try {
     await navigator.clipboard.writeText(text);
   } catch {
@@ -30,5 +30,5 @@ export async function copyText(text, button, done) {
     button.focus();
   }
   button.textContent = done;
-  setTimeout(() => { button.textContent = before; }, 1500);
+  setTimeout(() => { button.textContent = button.dataset.label; }, 1500);
 }

@@ -57,7 +57,6 @@ export function render(payload, node, state = null) {
   const again = () => render(payload, node, kept);
   const parts = body(page);
   const main = el("main", { class: payload.only ? "only" : "" }, parts);
-  document.documentElement.lang = page.language === "zh" ? "zh-CN" : "en";
   const footer = el("footer", {}, el("p", {}, page.t("footer", { version: payload.version, date: payload.created.replace("T", " ").replace("+00:00", " UTC") })));
   node.replaceChildren(toolbar(page, parts, again), main, ...(payload.only ? [] : [footer]));
   window.onbeforeprint = () => node.querySelectorAll("details").forEach((part) => part.setAttribute("open", ""));

@@ -10,6 +10,7 @@ export function toolbar(page, parts, again) {
     .filter((part) => part.id && part.dataset.nav)
     .map((part) => el("a", { href: `#${part.id}`, onclick: (event) => go(event, part) }, part.dataset.nav));
   const root = document.documentElement;
+  root.lang = page.language === "zh" ? "zh-CN" : "en";
   state.theme ??= "auto";
   const theme = el("button", { type: "button", class: "switch", onclick: turn }, "");
   function name() {
