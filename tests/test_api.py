@@ -59,6 +59,14 @@ def test_the_loader_yields_reproducible_shuffled_batches() -> None:
     assert plain.mean().abs() < 0.05
 
 
+def test_images_of_a_training_keep_their_name_in_its_evaluation() -> None:
+    images = torch.randint(0, 256, (60, 12, 12), dtype=torch.uint8).numpy()
+    labels = (torch.arange(60) % 3).numpy()
+    result = cnnlab.train(model="lenet", data=(images, labels), epochs=1, progress="none")
+    found = cnnlab.evaluate_run(result.run, data=(images, labels))
+    assert (found.data, found.other) == (result.run.recipe.data, False)
+
+
 def test_the_loader_refuses_shifts_by_whole_images() -> None:
     with pytest.raises(CnnlabError, match="shift=28"):
         cnnlab.loader("digits", shift=28)

@@ -26,6 +26,7 @@ from PIL import Image
 
 import cnnlab
 from browser import Tab, chromium
+from cnnlab import CnnlabError
 from cnnlab.data import load_images
 from cnnlab.inference import run_splits
 from cnnlab.inference.suspects import find_suspects
@@ -157,6 +158,7 @@ def test_the_token_becomes_a_cookie(server: Server) -> None:
         ("/api/data?source=digits&split=train&class=x", None), ("/api/data?source=digits&split=both", None),
         ("/api/recipe?recipe=unknown", None), ("/api/try?run=run-1", b"no image"), ("/api/try?run=missing", b"x"),
         ("/api/train", b"[]"), ("/api/train", b"{"), ("/api/train", b'{"model": "net.py:Net"}'),
+        ("/api/train", b'{"model": "efficientnet.py:Net"}'),
         ("/api/train", b'{"settings": ["epochs=0"]}'), ("/api/train", b'{"name": "../up"}'),
         ("/api/search", b'{"kind": "exact", "what": "--help"}'), ("/api/search", b'{"kind": "all", "what": "digits"}'),
         ("/api/search", b'{"kind": "suspects", "what": "../run-1"}'), ("/api/found?search=99", None),
@@ -353,6 +355,15 @@ def test_a_search_runs_in_a_separate_process(
     assert [row["ids"] for row in found["rows"]] == [["c0/0.png", "c0/2.png"]]
     assert len(found["pictures"]) == 2
     assert found["pictures"][0] == found["pictures"][1] is not None
+    # A search that is killed has printed only its progress.
+    script = "import sys, time; print('reading', file=sys.stderr, flush=True); time.sleep(60)"
+    killed = subprocess.Popen([sys.executable, "-S", "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    search = searching.Search("exact", killed)
+    time.sleep(0.3)
+    search.end()
+    with pytest.raises(CnnlabError) as caught:
+        search.found()
+    assert "reading" not in str(caught.value)
     # A search that is stopped says so in one line.
     monkeypatch.setattr(searching, "_run", real)
     number = server.ask("/api/search", json.dumps({"kind": "near", "what": "folder:/nowhere"}).encode())[1]["search"]
@@ -495,6 +506,18 @@ def test_a_click_is_not_lost_when_the_rows_change_during_it(server: Server, trai
     assert box.is_checked()
     page.fill("input[type=search]", "run-2")  # the rows are redrawn after the click
     page.wait_for_function("document.querySelectorAll('td.name').length === 1")
+
+
+def test_pages_name_their_language(server: Server, trained: list[Any], tab: Tab) -> None:
+    page = tab.page
+    tab.go(f"{server.url}/?token={TOKEN}#/runs")
+    for address, drawn in (("runs", "td.name"), ("run/run-1", "#confusion"), ("train", "#set-epochs")):
+        page.goto(f"{server.url}/#/{address}")
+        page.wait_for_selector(drawn, state="attached")
+        page.click(".language")
+        page.wait_for_function("document.documentElement.lang === 'zh-CN'")
+        page.click(".language")
+        page.wait_for_function("document.documentElement.lang === 'en'")
 
 
 # axe-core checks only the first few of repeated elements. The report's sections have a test of their own.

@@ -221,7 +221,7 @@ def test_a_damaged_plan_is_reported(cnnlab: Command, tmp_path: Path) -> None:
     ):
         (tmp_path / "runs" / "r").mkdir(parents=True, exist_ok=True)
         (tmp_path / "runs" / "r" / "reproduction.json").write_text(content)
-        assert "reproduction.json is damaged" in one_line_error(cnnlab("reproduce", "--resume", "r"))
+        assert one_line_error(cnnlab("reproduce", "--resume", "r")).count("reproduction.json") == 1
 
 
 @pytest.mark.usefixtures("quick", "no_estimate")

@@ -17,6 +17,7 @@ from sklearn.metrics import balanced_accuracy_score, precision_recall_fscore_sup
 from cnnlab.chapter.reproduce import Plan
 from cnnlab.cli.bench import bench_text
 from cnnlab.cli.chapter import plan_text
+from cnnlab.cli.evaluate import confusion
 from cnnlab.cli.kaggle import overview_text
 from cnnlab.competition import Overview
 from cnnlab.io.errors import reason
@@ -292,3 +293,11 @@ def test_messages_of_other_libraries_are_cut_at_a_sentence_or_a_word() -> None:
     assert reason(ValueError("word " * 50), 22) == "word word word word..."
     assert reason(ValueError("short."), 60) == "short"
     assert reason(ValueError("x" * 100), 20) == "x" * 20 + "..."
+
+
+def test_labels_that_are_no_class_are_among_the_mistakes() -> None:
+    names = [f"c{k}" for k in range(30)]
+    right = [[5 * (i == j) for j in range(30)] for i in range(30)]
+    assert confusion(names, right, others=[0] * 30) == confusion(names, right)
+    rows = confusion(names, right, others=[3, *[0] * 29]).splitlines()
+    assert rows[-1].split() == ["c0", "other", "3"]

@@ -923,6 +923,9 @@ def test_failed_downloads_are_one_line(hub: Path, tmp_path: Path, monkeypatch: p
         assert "\n" not in str(caught.value)
 
     fails("cifar10_tinny", "did you mean cifar10_tiny")
+    (tmp_path / "table.csv.gz").write_bytes(b"\x1f\x8b")
+    monkeypatch.setitem(d2l.DATA_HUB, "table", url_and_sha1(tmp_path / "table.csv.gz"))
+    fails("table", "tar.gz")
     monkeypatch.setitem(d2l.DATA_HUB, "odd", "an address")
     fails("odd", "pair")
     (hub / "text.txt").write_text("text")
@@ -1087,7 +1090,7 @@ def test_training_continues_if_the_figure_cannot_be_saved(tmp_path: Path, capsys
 
 def test_the_animator_takes_any_number_of_points(capsys: pytest.CaptureFixture[str]) -> None:
     animator = d2l.Animator(legend=["only"], nrows=2, ncols=2)
-    animator.add(1, 0.5)
+    animator.add(torch.tensor(1), torch.tensor(0.5))
     animator.add([2], [0.25])
     animator.add(3, None)
     assert animator.X == [[1.0, 2.0]]

@@ -355,6 +355,9 @@ def test_requests_need_an_allowed_host_and_the_token(model: Exported, client: Cl
         status, text, _headers = guarded.ask("/", Authorization="bearer s3cret")
         assert status == 200
         assert "-H 'Authorization: Bearer TOKEN'" in text  # without the header, the command on the page would get 401
+    with serving(model, host="lab.example") as (named, _):  # the name in the printed address
+        assert named.ask("/predict", RED, Host=f"lab.example:{named.port}")[0] == 200
+        assert named.ask("/predict", RED, Host=f"evil.example:{named.port}")[0] == 403
     with serving(model, check_host=False) as (everyone, _):
         assert everyone.ask("/predict", RED, Host="cats.example")[0] == 200
 

@@ -54,6 +54,7 @@ def write_sweep(
     ("text", "names"),
     [
         ("trials = ", "TOML"),
+        (f"trials = {'9' * 5000}\n", "TOML"),
         ("trils = 3\n" + SEARCH, "trials"),
         ("trials = 0\n" + SEARCH, "trials"),
         ('trials = "3"\n' + SEARCH, "trials"),
@@ -341,15 +342,26 @@ def test_workers_run_the_same_command(tmp_path: Path, monkeypatch: pytest.Monkey
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     sweep, log = read_sweep(write_sweep(tmp_path)), list[str]()
-    work_together(sweep, Machine(tmp_path / "runs", threads=2), 3, log.append)
+    assert work_together(sweep, Machine(tmp_path / "runs", threads=2), 3, log.append)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3
     assert all(f"-m cnnlab sweep {sweep.file}" in call and "--threads 2" in call for call in calls)
     assert log == []
     program.write_text("#!/bin/sh\nexit 2\n")
-    with pytest.raises(CnnlabError, match="s.toml"):
-        work_together(sweep, Machine(), 2, log.append)
+    assert not work_together(sweep, Machine(), 2, log.append)
     assert len(log) == 2
+    with pytest.raises(CnnlabError, match="threads=0"):
+        work_together(sweep, Machine(threads=0), 2)
+
+
+def test_workers_of_a_sweep_without_a_result_say_why(tmp_path: Path, cnnlab: Command) -> None:
+    hopeless = SETTINGS_TABLE + "[search]\nshift = { low = 40, high = 60 }\n"
+    file = write_sweep(tmp_path, "trials = 2\n", hopeless)
+    answer = cnnlab("sweep", str(file), "--workers", "2", "--threads", "1", "--progress", "none")
+    assert answer.returncode == 2
+    last = answer.stderr.splitlines()[-1]
+    assert "no trial" in last
+    assert "shift" in last
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")

@@ -215,6 +215,7 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(quick: Recipe, mon
 def test_batch_of_one_with_batch_norm_is_an_error(quick: Recipe) -> None:
     with pytest.raises(CnnlabError, match="batch_size=1 with .* lenet-bn normalises over the batch"):
         train(quick.changed(batch_size=1))
+    train(quick.changed(batch_size=1, epochs=1, limit=12, freeze_batch_norm=True))
 
 
 def test_absent_and_unknown_devices_are_errors() -> None:

@@ -59,7 +59,7 @@ class Listing:
     """What a source holds, before any file is decoded.
 
     root: the folder that ids are relative to. name: the source's name in messages. classes: K names. parts: split ->
-    files. notes: how the source was read; warnings: what looks wrong with it. Both are reported with the training
+    files. notes: how the source was read; warnings: suspected problems. Both are reported with the training
     images.
     """
 
@@ -204,7 +204,7 @@ def _seen(images: np.ndarray, odd: Mapping[str, list[Path | Item]]) -> DecodedSt
 
 
 def warnings_of(listing: Listing, split: str, seen: DecodedStats, labels: np.ndarray) -> Iterator[str]:
-    """Yield what looks wrong about the decoded images of a split and, with the training split, about the source."""
+    """Yield warnings about the decoded images of a split and, for the training split, about the source."""
     for remark, (count, file) in seen.odd.items():
         yield f"{count:,} {split} images {remark}; the first: {escape(file)}"
     if 0 < seen.high - seen.low < _FEW_LEVELS:

@@ -196,7 +196,7 @@ def evaluate_run(
             temperature=temperature, keep_logits=keep_logits,
         )  # fmt: skip
         seconds = time.perf_counter() - started
-    source = data if isinstance(data, str) else run.recipe.data if data is None else f"{MEMORY}{type(data).__name__}"
+    source = data if isinstance(data, str) else f"{MEMORY}{type(data).__name__}" if other else run.recipe.data
     evaluation = RunEvaluation(
         run, split, file, result, False, images, source, other, views=views, precision=precision, seconds=seconds,
         temperature=temperature, threshold=threshold,

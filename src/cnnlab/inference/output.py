@@ -122,7 +122,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
     head = lines.head.encode()
     damaged = 0
 
-    def see(line: bytes) -> None:
+    def record(line: bytes) -> None:
         nonlocal damaged
         damaged += line != head and lines.is_error(line)
 
@@ -131,7 +131,7 @@ def save(stream: Stream, path: Path, *, report: Report = no_report, log: Callabl
             damaged = _count_damaged(path, lines)
             return Saved(path, len(stream) - damaged, damaged)
         starts = (lines.start(image).encode() for image in stream.files)
-        there = file.resume(chain([head] * bool(head), starts), see)
+        there = file.resume(chain([head] * bool(head), starts), record)
         if not there:
             file.write(head)
         done = max(0, there - bool(head))

@@ -87,7 +87,7 @@ def source_options(run: Run, data_dir: str | Path | None, skip_bad: bool) -> Sou
 def find_images(
     run: Run, split: str | None, options: SourceOptions, data: Any, own_split: str | None = None
 ) -> tuple[ImageSet, str, bool]:
-    """Return the images to evaluate, their split, and whether they are other images than the run's.
+    """Return the images to evaluate, their split, and whether these are not the run's own images.
 
     own_split: the default of `split` for the run's own images.
     """

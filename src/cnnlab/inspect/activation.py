@@ -30,7 +30,7 @@ def class_activation(model: nn.Module, x: Tensor, classes: Tensor, layer: str | 
     place = activation_layer(model, x, layer)
     kept: list[Tensor] = []
 
-    def see(_path: str, call: int, _module: nn.Module, output: Tensor) -> Any:
+    def record(_path: str, call: int, _module: nn.Module, output: Tensor) -> Any:
         if call != place.call:
             return None
         # Gradients are recorded from here on only, which saves memory, and time in the backward pass.
@@ -39,7 +39,7 @@ def class_activation(model: nn.Module, x: Tensor, classes: Tensor, layer: str | 
         return kept[0] * 1  # a later module may work in place
 
     watched = iter([(place.path, model.get_submodule(place.path))])
-    with torch.inference_mode(False), torch.no_grad(), eval_mode(model), watch(watched, see):
+    with torch.inference_mode(False), torch.no_grad(), eval_mode(model), watch(watched, record):
         score = model(x.clone()).gather(1, classes[:, None]).sum()
         (gradient,) = torch.autograd.grad(score, kept[0], allow_unused=True) if score.requires_grad else (None,)
     if gradient is None:

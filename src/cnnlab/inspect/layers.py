@@ -56,8 +56,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.Module, Any], Any]) -> Iterator[None]:
-    """Call `see(path, call, module, output)` after each call of each module.
+def watch(
+    modules: Iterator[tuple[str, nn.Module]], record: Callable[[str, int, nn.Module, Any], Any]
+) -> Iterator[None]:
+    """Call `record(path, call, module, output)` after each call of each module.
 
     A result other than None replaces the output. call: 1 for the first call of the module, 2 for the next, ...
     """
@@ -67,7 +69,7 @@ def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.
     def hook(path: str) -> Callable[..., Any]:
         def after(module: nn.Module, _args: Any, output: Any) -> Any:
             calls[path] = calls.get(path, 0) + 1
-            return see(path, calls[path], module, output)
+            return record(path, calls[path], module, output)
 
         return after
 
@@ -80,22 +82,18 @@ def watch(modules: Iterator[tuple[str, nn.Module]], see: Callable[[str, int, nn.
             handle.remove()
 
 
-def spatial_layers(model: nn.Module, x: Tensor) -> list[SpatialLayer]:
-    """Return the layers of `model` whose outputs keep positions of the image, in the order of the forward pass.
-
-    x: preprocessed square images (B, C, H, W); only the first is used. If several modules return the same tensor, the
-    outermost one is named. The output of an adaptive pooling to a fixed size does not count.
-    """
-    return _measured(model, x)[0]
-
-
 def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
-    """Return the spatial layers, and how many later modules output tokens (B, N, C) of at least as many positions."""
+    """Return the spatial layers, and how many later modules output tokens (B, N, C) of at least as many positions.
+
+    Spatial layers keep positions of the image; they are in the order of the forward pass. x: preprocessed square images
+    (B, C, H, W); only the first is used. If several modules return the same tensor, the outermost one is named. The
+    output of an adaptive pooling to a fixed size does not count.
+    """
     x = torch.cat((x[:1], x[:1]))  # two, so that a batch of windows or patches can be told from a batch of images
     outputs: dict[int, tuple[Tensor, SpatialLayer | None]] = {}  # by id, in order of execution; holds the tensors
     tokens: list[int] = []  # N of each output (B, N, C) since the last spatial layer
 
-    def see(path: str, call: int, module: nn.Module, output: Any) -> None:
+    def record(path: str, call: int, module: nn.Module, output: Any) -> None:
         if not isinstance(output, Tensor) or isinstance(module, NO_OPERATION) or len(output) != len(x):
             return
         known = outputs.pop(id(output), None)
@@ -108,7 +106,7 @@ def _measured(model: nn.Module, x: Tensor) -> tuple[list[SpatialLayer], int]:
         elif output.ndim == 3 and known is None:
             tokens.append(output.shape[1])
 
-    with eval_mode(model), torch.no_grad(), watch(iter(model.named_modules()), see):
+    with eval_mode(model), torch.no_grad(), watch(iter(model.named_modules()), record):
         model(x)
     found = [layer for _, layer in outputs.values() if layer is not None]
     # Square images have square feature maps, and none is larger than the first. Neither is true of attention heads.
@@ -176,13 +174,13 @@ def feature_maps(model: nn.Module, x: Tensor, layers: Sequence[SpatialLayer]) ->
     wanted = {(layer.path, layer.call): i for i, layer in enumerate(layers)}
     found: dict[int, Tensor] = {}
 
-    def see(path: str, call: int, _module: nn.Module, output: Any) -> None:
+    def record(path: str, call: int, _module: nn.Module, output: Any) -> None:
         if (path, call) in wanted:
             i = wanted[path, call]
             found[i] = layers[i].channels_first(output).clone()  # a later module may work in place
 
     paths = {layer.path for layer in layers}
-    with eval_mode(model), watch(((p, m) for p, m in model.named_modules() if p in paths), see):
+    with eval_mode(model), watch(((p, m) for p, m in model.named_modules() if p in paths), record):
         model(x)
     return [found[i] for i in range(len(layers))]
 

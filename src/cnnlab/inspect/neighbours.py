@@ -40,12 +40,12 @@ def features(model: nn.Module, x: Tensor) -> Tensor:
     """
     last: list[tuple[nn.Module, Tensor]] = []
 
-    def see(module: nn.Module, args: Any) -> None:
+    def record(module: nn.Module, args: Any) -> None:
         if args and isinstance(args[0], Tensor) and len(args[0]) == len(x):
             last[:] = [(module, args[0])]
 
     layers = [m for m in model.modules() if any(p.ndim >= 2 for p in m.parameters(recurse=False))]
-    hooks = [m.register_forward_pre_hook(see) for m in layers]
+    hooks = [m.register_forward_pre_hook(record) for m in layers]
     try:
         with eval_mode(model):
             model(x)

@@ -72,7 +72,7 @@ class _Sums:
         self._per_value: dict[tuple[int, torch.Size], Tensor] = {}  # by call: sum over the images
 
     def add(self, call: int, output: Tensor) -> None:
-        x = output.detach().double()
+        x = _float64(output.detach())
         self._count += x.numel()
         self._first_call = self._first_call or call  # the first with floating-point output
         self._images += len(x) if call == self._first_call else 0
@@ -92,7 +92,7 @@ class _Sums:
         # The sum over all values of images * (mean over the images)^2.
         between = sum(s.square().sum().item() for s in self._per_value.values()) / self._images
         image_variance = (self._square - between) / n
-        gamma, beta = _norm(module)
+        gamma, beta = _scale_and_shift(module)
         weights = [p.detach() for p in module.parameters(recurse=False)]
         return LayerStatistics(
             path=path,
@@ -104,7 +104,7 @@ class _Sums:
             saturated=self._saturated / n if self._limits else None,
             gamma=gamma,
             beta=beta,
-            weight_norm=_norm_of(weights) if weights else None,
+            weight_norm=_l2_norm(weights) if weights else None,
         )
 
 
@@ -122,7 +122,7 @@ def layer_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | 
     sums: dict[str, _Sums] = {}
     first: tuple[Tensor, Tensor] | None = None
 
-    def see(path: str, call: int, module: nn.Module, output: Any) -> None:
+    def record(path: str, call: int, module: nn.Module, output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point() and output.numel() and output.ndim >= 2:
             sums.setdefault(path, _Sums(module)).add(call, output)
 
@@ -132,7 +132,7 @@ def layer_statistics(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor | 
         for x, y in batches:
             if first is None and y is not None:
                 first = x[:_GRADIENT_IMAGES], y[:_GRADIENT_IMAGES]
-            with watch(iter(leaves.items()), see):
+            with watch(iter(leaves.items()), record):
                 model(x)
     found = [total.result(path, leaves[path]) for path, total in sums.items()]
     for i, layer in enumerate(found):
@@ -160,29 +160,38 @@ def _gradient_norms(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
     for name, gradient in zip(parameters, gradients, strict=True):
         if gradient is not None:
             by_module.setdefault(name.rpartition(".")[0], []).append(gradient)
-    return {path: _norm_of(tensors) for path, tensors in by_module.items()}
+    return {path: _l2_norm(tensors) for path, tensors in by_module.items()}
 
 
-def _norm_of(tensors: list[Tensor]) -> float:
-    return math.sqrt(sum(t.double().square().sum().item() for t in tensors))
+def _l2_norm(tensors: list[Tensor]) -> float:
+    return math.sqrt(sum(_float64(t).square().sum().item() for t in tensors))
 
 
-def _norm(module: nn.Module) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+def _float64(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()  # Apple's GPU has no float64
+
+
+def _scale_and_shift(module: nn.Module) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return minimum, quartiles and maximum of a norm layer's gamma and beta (PyTorch: weight, bias), else None."""
     gamma = getattr(module, "gamma", None)
     gamma = getattr(module, "weight", None) if gamma is None else gamma
     beta = getattr(module, "beta", None)
     beta = getattr(module, "bias", None) if beta is None else beta
-    if not isinstance(gamma, Tensor) or gamma.ndim == 0 or gamma.numel() != max(gamma.shape) or not _is_norm(module):
+    if (
+        not isinstance(gamma, Tensor)
+        or gamma.ndim == 0
+        or gamma.numel() != max(gamma.shape)
+        or not _is_normalization(module)
+    ):
         return None, None
-    return _five(gamma), _five(beta) if isinstance(beta, Tensor) else None
+    return _five_numbers(gamma), _five_numbers(beta) if isinstance(beta, Tensor) else None
 
 
-def _is_norm(module: nn.Module) -> bool:
+def _is_normalization(module: nn.Module) -> bool:
     return "Norm" in type(module).__name__
 
 
-def _five(values: Tensor) -> tuple[float, ...]:
+def _five_numbers(values: Tensor) -> tuple[float, ...]:
     points = torch.tensor([0, 0.25, 0.5, 0.75, 1], dtype=torch.float64)
     return tuple(torch.quantile(values.detach().cpu().double().flatten(), points).tolist())
 

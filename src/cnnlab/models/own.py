@@ -101,7 +101,7 @@ def is_own(name: str) -> bool:
 def build_own(network: Network, *, num_classes: int, in_channels: int, image_size: int) -> nn.Module:
     """Return a copy of the module, or the module that the builder returns, on the CPU.
 
-    The builder gets those of the keywords that it accepts. Raise CnnlabError if the builder fails, with its exception
+    The builder gets only the keywords that it accepts. Raise CnnlabError if the builder fails, with its exception
     as the cause, and for a result that cannot be trained.
     """
     name = own_name(network)

@@ -164,14 +164,14 @@ class _Worker:
         from optuna.trial import TrialState
 
         sweep, params = self.sweep, self.params(trial)
-        told = self.study.get_trials(deepcopy=False)[trial.number]
+        earlier = self.study.get_trials(deepcopy=False)[trial.number]
         text = ", ".join(f"{key}={short(value)}" for key, value in params.items())
         again = ", taken over" * (self.machine.runs_dir / sweep.run_name(trial.number, 0)).exists()
         self.log(f"trial {trial.number} of {sweep.trials}{again}: {text}")
         results: list[Result] = []
         try:
             for seed in range(sweep.seeds):
-                hook = _Hook(trial, told, self.locks, sweep) if seed == 0 else None
+                hook = _Hook(trial, earlier, self.locks, sweep) if seed == 0 else None
                 results.append(self._run(trial.number, params, seed, hook))
                 if "pruned" in trial.user_attrs:
                     break
@@ -263,7 +263,7 @@ class _Hook:
     """A hook that reports a run's validation figure to the study after each epoch, and ends a pruned run."""
 
     trial: Trial
-    told: FrozenTrial
+    earlier: FrozenTrial
     locks: Locks
     sweep: Sweep
 
@@ -275,7 +275,7 @@ class _Hook:
             epoch = row["epoch"]
             if "pruned" in self.trial.user_attrs:  # decided by an earlier worker, which then died
                 return False
-            if epoch not in self.told.intermediate_values:  # else reported by an earlier worker, which then died
+            if epoch not in self.earlier.intermediate_values:  # else reported by an earlier worker, which then died
                 self.trial.report(row[recipe.best_by], epoch)
             fair = recipe.epochs * _UNPRUNED < epoch < recipe.epochs
             if not fair or not self.trial.should_prune():

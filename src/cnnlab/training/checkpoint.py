@@ -203,8 +203,11 @@ def _newest(path: Path, log: Callable[[str], None]) -> tuple[dict[str, Tensor], 
     try:
         content = _read(before)
     except Damaged as error:
+        if not before.exists():  # another process of the training has just done the following
+            return _read(path)
         raise CnnlabError(f"{problem}, and {error}") from error
-    os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(before, path)  # noqa: PTH105 - else the next save would put the damaged one in its place
     log(f"note: {problem}; continuing from the previous checkpoint")
     return content
 

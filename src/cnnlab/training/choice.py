@@ -17,8 +17,8 @@ def choose(
 ) -> tuple[Recipe, Network | None, OwnImages | None, frozenset[str] | None]:
     """Return the recipe with the settings applied, the caller's own network and images if any, and the given settings.
 
-    The last value is needed for a default recipe, which is fitted to its images: the names of the settings that the
-    caller has given. It is None for other recipes.
+    The last value: the names of the settings that the caller gave, if the recipe is a default that is fitted to the
+    images; else None.
     """
     if not isinstance(recipe, Recipe | str | None):
         if model is not None:

@@ -75,9 +75,8 @@ def _leak(summary: dict[str, Any]) -> Finding | None:
     if not copies:
         return None
     text = f"{copies:,} of the {images:,} validation images are among the training images, pixel for pixel, which "
-    return Finding(
-        "leak", copies / images, f"{text}inflates the accuracy", "group_duplicates=true, which keeps them on one side"
-    )
+    remedy = "group_duplicates=true, or removing the copies if the validation images are a folder or split of their own"
+    return Finding("leak", copies / images, f"{text}inflates the accuracy", remedy)
 
 
 def skipped_text(count: int) -> str:
@@ -207,7 +206,7 @@ def watched_units(model: nn.Module) -> Iterator[dict[tuple[int, str], Tensor]]:
         nonlocal turn
         turn = 0
 
-    def see(path: str) -> Callable[..., None]:
+    def record(path: str) -> Callable[..., None]:
         def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
             nonlocal turn
             turn += 1
@@ -219,7 +218,7 @@ def watched_units(model: nn.Module) -> Iterator[dict[tuple[int, str], Tensor]]:
         return after
 
     hooks = [model.register_forward_pre_hook(start)]
-    hooks += [m.register_forward_hook(see(path)) for path, m in model.named_modules() if isinstance(m, RELU)]
+    hooks += [m.register_forward_hook(record(path)) for path, m in model.named_modules() if isinstance(m, RELU)]
     try:
         yield active
     finally:

@@ -15,7 +15,7 @@ from rich.table import Column
 from rich.text import Text
 
 from cnnlab.device.timing import AsyncScalarReader
-from cnnlab.io.errors import unknown
+from cnnlab.io.errors import CnnlabError, unknown
 from cnnlab.io.tables import wrap
 from cnnlab.io.text import echo, escape, escape_lines
 from cnnlab.recipe import metric_label
@@ -301,6 +301,11 @@ def make_display(kind: str = "auto") -> Display:
         raise unknown("progress display", kind, KINDS)
     if kind == "auto":
         kind = "notebook" if in_notebook() else "bar" if sys.stderr.isatty() else "lines"
+    if kind == "notebook":
+        try:
+            import IPython  # noqa: F401
+        except ImportError as error:
+            raise CnnlabError("progress notebook needs IPython, which notebooks have; choose another one") from error
     displays: dict[str, type[Display]] = {
         "bar": Bar, "lines": Lines, "notebook": Notebook, "none": Display
     }  # fmt: skip

@@ -121,7 +121,7 @@ def evaluate(
     model: nn.Module,
     loader: Loader,
     num_classes: int,
-    between: Callable[[], None] = lambda: None,
+    after_batch: Callable[[], None] = lambda: None,
     precision: torch.dtype = torch.float32,
     views: str = "none",
     keep: bool = False,
@@ -131,7 +131,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate `model` on every image of `loader` in eval mode, then restore its mode.
 
-    between: called after each batch; may raise to stop early. views: see `logits`. keep: also return each image's
+    after_batch: called after each batch; may raise to stop early. views: see `logits`. keep: also return each image's
     prediction and its probability, computed with `temperature`; the loss ignores it, as in training. keep_logits: with
     `keep`, also return the logits. world: the processes that share the batches; the result is the same for any number
     of them.
@@ -153,7 +153,7 @@ def evaluate(
                 kept.append(probabilities(output, temperature).amax(1))
             if keep_logits:
                 outputs.append(output)
-            between()
+            after_batch()
     finally:
         model.train(was_training)
     losses, cells, kept, outputs = (_of_all(parts, world) for parts in (losses, cells, kept, outputs))

@@ -106,7 +106,7 @@ class FrozenBody:
     The head's input therefore never changes. It is computed once per image, and the head is trained and evaluated on
     it. If several layers depend on the classes, or something follows the head, the whole network runs each time.
 
-    `model` is what is trained and evaluated, on the batches of `train_loader` and `eval_loader`. report: called after
+    `model`: the module to train and evaluate, on the batches of `train_loader` and `eval_loader`. report: called after
     each batch of features; may raise. cache: whether to compute the features once.
     """
 

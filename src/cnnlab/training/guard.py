@@ -48,7 +48,7 @@ class NonFiniteMonitor:
         self._losses: list[Tensor] = []
         self._copy: tuple[list[int], Tensor, Any] | None = None  # steps; losses, on the host after the event
 
-    def counts(self, step: int, loss: Tensor) -> bool:
+    def check_loss(self, step: int, loss: Tensor) -> bool:
         """Return whether update number `step`, with that loss, was made. Raise NonFinite, now or at a later step."""
         if self._skips:
             updated = math.isfinite(loss.item())  # the step has waited for the device already
@@ -140,5 +140,7 @@ def memory_error(recipe: Recipe, image_size: int) -> CnnlabError:
     size = recipe.batch_size
     remedy = "a smaller image_size"
     if size > 1:
-        remedy = f"--set batch_size={size // 2} or a smaller image_size; --auto-batch finds a batch that fits"
+        remedy = (
+            f"--set batch_size={size // 2} or a smaller image_size; cnnlab train --auto-batch finds a batch that fits"
+        )
     return CnnlabError(f"out of memory with batch_size={size} and images of {image_size} pixels; try {remedy}")

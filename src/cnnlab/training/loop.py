@@ -130,14 +130,14 @@ class Trainer:
             if self.recipe.freeze_batch_norm:
                 freeze_batch_norm(model)
 
-    def evaluate(self, between: Callable[[], None]) -> Evaluation:
-        """Evaluate the model, or its averaged weights, on the evaluation images. between: see `evaluate`."""
+    def evaluate(self, after_batch: Callable[[], None]) -> Evaluation:
+        """Evaluate the model, or its averaged weights, on the evaluation images. after_batch: see `evaluate`."""
         model, loader = self.model, self.eval_loader
         if self.frozen is not None:
             model, loader = self.frozen.model, self.frozen.eval_loader
         self.take_buffers()
         with averaged_weights(self.average):
-            return evaluate(model, loader, self.num_classes, between, self.plan.precision, world=self.world)
+            return evaluate(model, loader, self.num_classes, after_batch, self.plan.precision, world=self.world)
 
     def take_buffers(self) -> None:
         """Take over the first process's running statistics. Each process has its own, but only those are saved."""
@@ -223,7 +223,7 @@ def train_one_epoch(
     for x, y in batches:
         meter.compute.start()
         loss, correct = trainer.update(x, y, step, batches.images)
-        if trainer.monitor.counts(step, loss):
+        if trainer.monitor.check_loss(step, loss):
             meter.add(loss, correct, batches.images)
         else:
             meter.skip()

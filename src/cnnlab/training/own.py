@@ -25,7 +25,7 @@ def check_own(path: Path, recipe: Recipe, *, builder: str = "", augmented: str =
         name, own = names[keyword], owned[keyword]
         if own and value is None:
             command = " or --model FILE.py:BUILDER" if keyword == "model" else ""
-            command = f" or --model {builder}" if keyword == "model" and builder else command
+            command = f" or --model {shlex.quote(builder)}" if keyword == "model" and builder else command
             raise CnnlabError(f"{path} was trained with your own {name}: pass it again, as {keyword}=...{command}")
         if value is not None and not own:
             raise CnnlabError(f"{path} was trained with {name}, not with your own; leave out {keyword}")

@@ -89,7 +89,7 @@ def _verdict(run: Run, s: dict[str, Any]) -> list[str]:
 
 
 def _speed(recipe: str, s: dict[str, Any]) -> str:
-    """Return the line on the throughput. The book's recipes print the book's figure, which excludes data loading."""
+    """Return the line on the throughput. The manual's recipes print the manual's figure, without data loading."""
     if recipe.startswith("manual/"):
         return f"{s['examples_per_second']:.1f} examples/sec on {s['device']}"
     return f"{s['images_per_second']:.1f} images/s on {s['device']}, wall-clock including data"
@@ -108,7 +108,7 @@ def _calibration(s: dict[str, Any]) -> list[str]:
 def _next_command(run: Run) -> list[str]:
     """Return the line with what to do next: evaluate once on the test set, or classify images."""
     recipe = run.recipe
-    model = f" --model {run.builder}" if run.builder else ""
+    model = f" --model {shlex.quote(run.builder)}" if run.builder else ""
     if recipe.overfit:
         return []
     if is_own(recipe.model) and not model:  # from a console or a notebook: the command does not know it

@@ -93,9 +93,9 @@ def _train_longer(
     session: Session, run: Run, changes: dict[str, Any], moved: str | None, runs_dir: Path, name: str | None
 ) -> Result:
     """Train a finished run for more epochs, in a new folder."""
-    recipe = continued_recipe(run, changes)
     if run.summary() is None:
         raise CnnlabError(f"{run.path} is not finished; resume it without settings first")
+    recipe = continued_recipe(run, changes)
     _check_own(session, run.path, recipe, run, run.augment)
     session.continue_as(run)
     with session:

@@ -34,7 +34,7 @@ from cnnlab.recipe import Recipe
 from cnnlab.training import runs
 from cnnlab.training.autotune import choose_plan, expected_seconds, find_batch_size
 from cnnlab.training.display import Display, clock, make_display
-from cnnlab.training.finetune import batch_norms
+from cnnlab.training.finetune import batch_norms, freeze_batch_norm
 from cnnlab.training.header import balance_lines, class_counts, data_lines, network_lines
 from cnnlab.training.optim import size_in_epoch
 from cnnlab.training.plan import Plan, Workload, check_compile
@@ -367,6 +367,8 @@ class Session:
                         f"sync_batch_norm=true: {recipe.model} has a batch norm of its own, {other[0]}, which cannot "
                         "be synchronized; set sync_batch_norm=false"
                     )
+            if recipe.freeze_batch_norm:
+                freeze_batch_norm(model)
             smallest, whole = self._smallest_batch(recipe), self.preprocessing.image_size
             if smallest == 1:
                 try:

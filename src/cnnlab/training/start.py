@@ -261,6 +261,9 @@ def record_move(folder: Path, data: str) -> None:
             series = open_series(folder)
             with locked(folder):
                 replace(series, recipe=replace(series.recipe, data=data)).save()
-        for run in started_members(folder) or [runs.open_run(folder)] * (folder / "run.json").exists():
+        members = started_members(folder)
+        if not members and (folder / "run.json").exists():
+            members = [runs.open_run(folder)]
+        for run in members:
             with locked(run.path):
                 runs.change_recipe(run, replace(run.recipe, data=data))

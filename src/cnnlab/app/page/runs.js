@@ -96,7 +96,7 @@ export function runsPage(app) {
   load();
 }
 
-// What the processes printed that are starting, or have failed and left no run or an interrupted one.
+// The output of processes that are still starting, or that failed before their run was finished.
 export function outputs(app, found, only = null) {
   const states = new Map(found.runs.map((run) => [run.name, run.state]));
   const shown = found.started.filter(({ name, code }) => (only === null || name === only) &&

@@ -78,12 +78,12 @@ def measured_on(run: dict[str, Any]) -> str:
     where = f" of {_name(e['data'])}" if e["data"] is not None else ""
     each = (
         f"The recipe evaluated on the test set after each of {plural(run['epochs'], 'epoch')}. "
-        if run["looks"]["each_epoch"]
+        if run["test_evaluations"]["each_epoch"]
         else ""
     )
     return (
         f"Measured on {e['images']:,} {e['split']} images{where} with the {e['weights']} weights, seed {run['seed']}. "
-        f"{each}Evaluations on the test set: {run['looks']['times']}."
+        f"{each}Evaluations on the test set: {run['test_evaluations']['times']}."
     )
 
 
@@ -129,7 +129,7 @@ def _limits(run: dict[str, Any], e: dict[str, Any]) -> Iterator[str]:
         yield "The epoch was selected on these images, so the figures are slightly optimistic."
     if e["split"] == "train" and not e["other_data"]:
         yield "The network was trained on these images: the figures say nothing about new images."
-    if run["looks"]["each_epoch"]:
+    if run["test_evaluations"]["each_epoch"]:
         yield "The test set was evaluated during the training: do not select models by it."
     if e["never_predicted"]:
         yield f"Never predicted: {', '.join(map(_name, e['never_predicted'][:20]))}."

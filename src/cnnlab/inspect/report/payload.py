@@ -117,7 +117,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
     key = recipe.key
     model, data = info["model"], info["data"]
     base = named_recipe(recipe)
-    looks = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
+    test_rows = [row for row in run.evaluations() if row.get("split") == "test" and not row.get("other_data")]
     found, inside = None, None
     if evaluation is not None:
         found, order = evaluation_payload(measured, thumbnails, options)
@@ -149,7 +149,7 @@ def run_payload(measured: Measured, thumbnails: Thumbnails, options: Options) ->
         "stopped_by": summary["stopped_by"] if summary else None,
         "best_epoch": summary["best_epoch"] if summary and recipe.eval_split == "validation" else None,
         "best_by": recipe.best_by,
-        "looks": {"times": len(looks), "each_epoch": recipe.eval_split == "test"},
+        "test_evaluations": {"times": len(test_rows), "each_epoch": recipe.eval_split == "test"},
         "history": {
             "epoch": [row["epoch"] for row in rows],
             "train_loss": [row["loss"] for row in rows],

@@ -18,7 +18,7 @@ export function el(name, attributes, ...children) {
   return filled(document.createElement(name), attributes, children);
 }
 
-// Redraw the inside of `node`. The focus stays on the control of the same place in the element of the same data-key.
+// Redraw the inside of `node`. Keep the focus on the control at the same position in the element with the same data-key.
 export function keepFocus(node, redraw) {
   const controls = (key) => [...(node.querySelector(`[data-key="${CSS.escape(key)}"]`)?.querySelectorAll("a, button, input, select") ?? [])];
   const active = node.contains(document.activeElement) ? document.activeElement : null;

@@ -14,7 +14,7 @@ export function measuredOn(page, run) {
 
 export function looksText(page, run) {
   const { t } = page;
-  return [run.looks.each_epoch ? t("looks_each", { n: run.epochs }) : null, t("looks", { n: run.looks.times })].filter(Boolean).join(" ");
+  return [run.test_evaluations.each_epoch ? t("test_evaluations_each", { n: run.epochs }) : null, t("test_evaluations", { n: run.test_evaluations.times })].filter(Boolean).join(" ");
 }
 
 export function runHeader(page, run) {
