@@ -58,10 +58,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
             "timm:NAME": "any network of timm; timm:NAME.TAG starts from pretrained weights",
             "torchvision:NAME": "any network of torchvision; torchvision:NAME.TAG starts from pretrained weights",
         },
-        "data": {
-            **SOURCES,
-            **FORMS,
-        },
+        "data": {**SOURCES, **FORMS},
         "recipes": {name: _recipe_line(name) for name in RECIPES},
         "settings": {
             name: f"{f.metadata['help']}; {', '.join(f.metadata['choices']) or TYPES[name].__name__}; "
@@ -78,10 +75,7 @@ def known_things(what: str | None) -> dict[str, dict[str, str]]:
 
 def known_list(known: dict[str, dict[str, str]]) -> str:
     """Return the result of `known_things` as text."""
-    parts = []
-    for kind, things in known.items():
-        parts.append(f"{kind}:\n{definitions(things)}")
-    return "\n\n".join(parts)
+    return "\n\n".join(f"{kind}:\n{definitions(things)}" for kind, things in known.items())
 
 
 def _recipe_line(name: str) -> str:

@@ -117,7 +117,7 @@ def total(parts: list[Parity]) -> Parity:
     """Return the parity of a whole split from those of its parts."""
     sums = {
         key: sum(getattr(part, key) for part in parts)
-        for key in ("images", "correct_before", "correct", "changed", "ties", "files")
+        for key in ("images", "correct_before", "correct", "changed", "ties")
     }
     largest = max(part.largest for part in parts)
     first = next((part.first_changed for part in parts if part.changed), "")

@@ -99,28 +99,26 @@ def pretrained_name(name: str) -> str:
     """Return the network's name with a tag of published weights, or else the name of another network that has some."""
     library, _, base = name.partition(":")
     if library == "timm":
-        try:
-            import timm
-
-            config = timm.models.get_pretrained_cfg(base)
-            return f"{name}.{config.tag}" if config is not None and config.tag else PACKAGED[0]
-        except (ImportError, RuntimeError):
-            return PACKAGED[0]
+        config = _timm_config(base)
+        return f"{name}.{config.tag}" if config is not None and config.tag else PACKAGED[0]
     return f"{name}.DEFAULT" if library == "torchvision" else PACKAGED[0]
 
 
 def external_size(name: str) -> int:
     """Return the image side in pixels that `timm:NAME` was designed for; 224 for other libraries or if unknown."""
     library, _, base = name.partition(":")
-    if library == "timm":
-        try:
-            import timm
+    config = _timm_config(base) if library == "timm" else None
+    return int(config.input_size[-1]) if config is not None else 224
 
-            config = timm.models.get_pretrained_cfg(base)
-            return int(config.input_size[-1]) if config is not None else 224
-        except (ImportError, RuntimeError):
-            pass
-    return 224
+
+def _timm_config(base: str) -> Any:
+    """Return timm's configuration of a network's published weights, or None."""
+    try:
+        import timm
+
+        return timm.models.get_pretrained_cfg(base)
+    except (ImportError, RuntimeError):
+        return None
 
 
 def accepts(model: nn.Module, channels: int, size: int) -> bool:

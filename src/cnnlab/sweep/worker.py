@@ -171,7 +171,7 @@ class _Worker:
         results: list[Result] = []
         try:
             for seed in range(sweep.seeds):
-                hook = _Hook(trial, earlier, self.locks, sweep) if seed == 0 else None
+                hook = _Hook(trial, earlier, self.locks) if seed == 0 else None
                 results.append(self._run(trial.number, params, seed, hook))
                 if "pruned" in trial.user_attrs:
                     break
@@ -265,7 +265,6 @@ class _Hook:
     trial: Trial
     earlier: FrozenTrial
     locks: Locks
-    sweep: Sweep
 
     def of(self, recipe: Recipe) -> Callable[[dict[str, Any]], bool]:
         """Return the function that is called with each epoch's figures."""

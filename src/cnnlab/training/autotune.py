@@ -83,8 +83,7 @@ def choose_plan(
     budget = work.steps * MAX_SHARE
     if budget < min_steps * len(plans):
         return replace(first_guess(work), why="too few steps to measure")
-    device = "cpu" if is_own(recipe.model) else "meta"
-    flops = operations(work.build, work.shape, device) * recipe.epochs * work.count
+    flops = _total_operations(work)
     if flops < MEASURE_FROM.get(work.device.type, 1e12):
         return replace(first_guess(work), why="too short to measure")
     compile_from = COMPILE_FROM.get(work.device.type, float("inf"))
@@ -161,7 +160,7 @@ def time_step(
             y = torch.randint(work.num_classes, (recipe.batch_size,), device=device)
             scaler = grad_scaler(device, plan.precision)
             micro = recipe.micro_batch
-            plain = partial(train_step, micro_batch=micro) if micro else train_step
+            plain = partial(train_step, micro_batch=micro)
             step = GuardedStep(scaler, micro_batch=micro) if scaler else make_step(plain, plan, device)
             warmup = warmup_steps(plan, device)
             times: list[float] = []
@@ -190,10 +189,15 @@ def expected_seconds(work: Workload, plan: Plan) -> float | None:
     recipe = work.recipe
     if work.steps * MAX_SHARE < 2 + warmup_steps(plan, work.device) or recipe.freeze_epochs or plan.compile != "off":
         return None
-    flops = operations(work.build, work.shape, "cpu" if is_own(recipe.model) else "meta") * recipe.epochs * work.count
-    if flops < MEASURE_FROM.get(work.device.type, 1e12):
+    if _total_operations(work) < MEASURE_FROM.get(work.device.type, 1e12):
         return None
     return (plan.seconds or time_step(work, plan, min_steps=1, seconds=0.0, max_steps=3)) * work.steps
+
+
+def _total_operations(work: Workload) -> float:
+    """Return the floating-point operations of the whole training."""
+    device = "cpu" if is_own(work.recipe.model) else "meta"
+    return operations(work.build, work.shape, device) * work.recipe.epochs * work.count
 
 
 def find_batch_size(work: Workload) -> int:

@@ -29,10 +29,10 @@ def write_out_of_fold(session: Session, series: Series, results: Sequence[Result
     """
     folds = [_predicted(session, result) for result in results]
     classes = results[0].run.classes
-    total = sum((_confusion(images, p) for images, p in folds), torch.zeros(len(classes), len(classes)))
-    pooled = Evaluation(0.0, total.long())
+    confusions = [_confusion(images, p) for images, p in folds]
+    pooled = Evaluation(0.0, torch.stack(confusions).sum(0))
     write_atomic(series.path / OUT_OF_FOLD, _table(classes, series.numbers, folds))
-    accuracies = [Evaluation(0.0, _confusion(images, p)).accuracy for images, p in folds]
+    accuracies = [Evaluation(0.0, confusion).accuracy for confusion in confusions]
     return {
         "images": pooled.count,
         "correct": pooled.correct,

@@ -295,11 +295,10 @@ class Session:
         if size == work.recipe.batch_size:
             return recipe
         size *= self.world.size
-        if size != recipe.batch_size:
-            self.display.message(
-                f"note: a batch of {recipe.batch_size} does not fit in memory, one of {size} does; the learning "
-                f"rate stays {recipe.learning_rate:g}, though smaller batches often need a smaller one"
-            )
+        self.display.message(
+            f"note: a batch of {recipe.batch_size} does not fit in memory, one of {size} does; the learning "
+            f"rate stays {recipe.learning_rate:g}, though smaller batches often need a smaller one"
+        )
         return recipe.changed(batch_size=size)
 
     def shared(self, recipe: Recipe) -> dict[str, int]:

@@ -7,12 +7,12 @@ import { toolbar } from "../report/toolbar.js";
 import { watch } from "./api.js";
 import { address, parse } from "./route.js";
 import { runsPage } from "./runs.js";
-import { comparePage, runPage } from "./run.js";
+import { reportPage } from "./run.js";
 import { tryPage } from "./try.js";
 import { dataPage } from "./data.js";
 import { trainPage } from "./train.js";
 
-const PAGES = { runs: runsPage, run: runPage, compare: comparePage, try: tryPage, data: dataPage, train: trainPage };
+const PAGES = { runs: runsPage, run: reportPage, compare: reportPage, try: tryPage, data: dataPage, train: trainPage };
 const IN_BAR = ["runs", "try", "data", "train"];
 
 const shell = document.getElementById("shell");

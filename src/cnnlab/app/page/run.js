@@ -6,15 +6,7 @@ import { get } from "./api.js";
 import { address } from "./route.js";
 import { action, outputs } from "./runs.js";
 
-export function runPage(app) {
-  reports(app);
-}
-
-export function comparePage(app) {
-  reports(app);
-}
-
-function reports(app) {
+export function reportPage(app) {
   const { t, names } = app;
   const line = el("div", { class: "actions" });
   const note = el("p", { class: "small", role: "status" }, t("ui_loading"));

@@ -22,11 +22,13 @@ export function runsPage(app) {
     el("thead", {}, el("tr", {}, el("th", {}), heads.map((name) => el("th", { scope: "col", class: NUMBERS.includes(name) ? "number" : "" }, t(`ui_${name}`))), el("th", {}))), body);
   app.node.append(el("main", {}, el("div", { class: "head" }, el("h1", {}, t("ui_runs")), filter, compare), failed, el("div", { class: "scroller", tabindex: "0" }, table), empty));
 
+  const seriesOf = (run) => run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
+
   function row(run) {
     const box = el("input", { type: "checkbox", "aria-label": t("ui_choose", { name: app.short(run.name, 60) }), onchange: () => { choose(run.name, box.checked); } });
     box.checked = chosen.has(run.name);
     box.disabled = run.state === "damaged";
-    const series = run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
+    const series = seriesOf(run);
     const within = series in found.series;
     const name = el("bdi", {}, app.short(within ? run.name.slice(series.length + 1) : run.name, 48));
     const points = run.curve?.length ? sparkline(run.curve, 96, 24) : "";
@@ -47,7 +49,6 @@ export function runsPage(app) {
   // A row for each run. A series has a row of its own, which leads to its page, above the rows of all its runs.
   function rows() {
     const shown = filtered(found.runs, filter.value), drawn = new Set();
-    const seriesOf = (run) => run.name.slice(0, Math.max(0, run.name.lastIndexOf("/")));
     return shown.flatMap((run) => {
       const series = seriesOf(run);
       if (!(series in found.series)) return [row(run)];

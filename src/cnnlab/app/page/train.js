@@ -7,7 +7,7 @@ import { address } from "./route.js";
 
 export function trainPage(app) {
   const { t } = app;
-  const data = text("data", "digits", "train-data");
+  const data = text("data", "", "train-data");
   const model = text("model", "", "train-model", "models");
   const name = text("name", "", "train-name");
   const recipe = el("select", { id: "train-recipe", onchange: fill });
@@ -37,11 +37,12 @@ export function trainPage(app) {
   // Show the recipe's values in the empty fields.
   async function fill() {
     try {
-      const found = await get("recipe", { recipe: recipe.value, data: recipe.value && !data.value ? null : data.value, model: model.value });
+      const found = await get("recipe", { recipe: recipe.value, data: data.value, model: model.value });
       for (const [key, input] of Object.entries(fields)) {
         const value = String(found[key]);
         if (input.tagName === "SELECT") input.options[0].textContent = value; else input.placeholder = value;
       }
+      data.placeholder = found.data;
       model.placeholder = found.model;
       app.say("");
     } catch (error) {
