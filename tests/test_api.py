@@ -40,6 +40,7 @@ def test_an_unknown_keyword_suggests_similar_names(keyword: str, near: str) -> N
         with pytest.raises(CnnlabError) as error:
             call(**{keyword: 3})  # type: ignore[operator]
         assert near in str(error.value)
+        assert "alternating_flip" not in str(error.value)  # similar names only, not all that are known
 
 
 def test_the_loader_yields_reproducible_shuffled_batches() -> None:

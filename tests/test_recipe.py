@@ -73,24 +73,24 @@ def test_changed_settings_appear_in_the_name() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epoch=3", "did you mean epochs"),
-        ("lr=3", "did you mean learning_rate"),
-        ("bs=3", "did you mean batch_size"),
-        ("xyzzy=3", "known: alternating_flip, average"),
-        ("epochs", "write key=value"),
-        ("epochs=three", "expected a whole number"),
-        ("epochs=1.5", "expected a whole number"),
-        ("epochs=0", "must lie between 1 and 100000"),
-        ("learning_rate=-1", "must lie between 0 and 1000"),
-        ("learning_rate=nan", "must be a finite number"),
-        ("learning_rate=inf", "must be a finite number"),
-        ("momentum=1", "must lie between 0 and 0.9999"),
-        ("flip=maybe", "expected true or false"),
-        ("schedule=cosin", "choose one of constant, cosine, one-cycle"),
-        ("val_fraction=0", "leaves nothing to evaluate"),
-        ("nesterov=true", "needs momentum"),
-        ("alternating_flip=true", "needs flip"),
-        ("crop_scale=0", "must lie between"),
+        ("epoch=3", "epochs"),
+        ("lr=3", "learning_rate"),
+        ("bs=3", "batch_size"),
+        ("xyzzy=3", "alternating_flip, average"),
+        ("epochs", "key=value"),
+        ("epochs=three", "whole number"),
+        ("epochs=1.5", "whole number"),
+        ("epochs=0", "1 and 100000"),
+        ("learning_rate=-1", "0 and 1000"),
+        ("learning_rate=nan", "finite"),
+        ("learning_rate=inf", "finite"),
+        ("momentum=1", "0 and 0.9999"),
+        ("flip=maybe", "true or false"),
+        ("schedule=cosin", "constant, cosine, one-cycle"),
+        ("val_fraction=0", "eval_split=test"),
+        ("nesterov=true", "nesterov=false"),
+        ("alternating_flip=true", "flip=true"),
+        ("crop_scale=0", "0.01 and 1"),
     ],
 )
 def test_bad_settings_are_reported_with_a_remedy(setting: str, message: str) -> None:
@@ -123,9 +123,9 @@ def test_recipes_are_chosen_by_data_and_model() -> None:
     assert mixed.name == "manual/lenet-bn, data=digits, model=lenet, epochs=2"
     same = choose_recipe(model="lenet-bn", data="fashion-mnist", recipe="manual/lenet-bn")
     assert same == RECIPES["manual/lenet-bn"]
-    with pytest.raises(CnnlabError, match="did you mean manual/lenet"):
+    with pytest.raises(CnnlabError, match=r"'manual/lenett'.*manual/lenet\b"):
         choose_recipe(recipe="manual/lenett")
-    with pytest.raises(CnnlabError, match="needs --data folder:PATH"):
+    with pytest.raises(CnnlabError, match="--data folder:PATH"):
         choose_recipe(recipe="images")
 
 
@@ -154,5 +154,5 @@ def test_schedules_match_their_formulas() -> None:
 def test_a_recipe_that_lacks_a_setting_is_refused(key: str) -> None:
     values = RECIPES["digits"].to_dict()
     del values[key]
-    with pytest.raises(CnnlabError, match=f"it lacks {key}"):
+    with pytest.raises(CnnlabError, match=rf"lacks.*\b{key}\b"):
         Recipe.from_dict(values)

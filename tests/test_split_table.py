@@ -59,14 +59,14 @@ def test_a_saved_split_is_used_again(tmp_path: Path, cnnlab: Command) -> None:
     assert again[0].classes == ["'=dog", "cat"]
     assert torch.equal(again[0].images, own[0].images)
     assert torch.equal(again[1].images, own[1].images)
-    with pytest.raises(CnnlabError, match="set columns=split="):
+    with pytest.raises(CnnlabError, match="folds=2.*columns=split="):
         load_splits(Recipe(data="csv:pets/split.csv", folds=2, fold=1), OPTIONS)
 
     for arguments in (["mine", "--output", "pets/split.csv"], ["mine", "--output", "x.txt"], ["nothing"]):
         answer = cnnlab("data", "split", *arguments)
         assert answer.returncode == 2, arguments
     (tmp_path / "pets/cat/p0/=a.png").unlink()
-    with pytest.raises(CnnlabError, match="its split is unknown"):
+    with pytest.raises(CnnlabError, match="/pets .*runs/mine"):
         split_table("mine")
 
 
@@ -94,7 +94,7 @@ def test_folds_are_tabulated_and_the_users_own_images_are_refused(tmp_path: Path
     write_photographs(tmp_path / "pets")
     Path("runs/cv").mkdir(parents=True)
     Series(Path("runs/cv"), "folds", Recipe(data="folder:pets", folds=2), [1, 2]).save()
-    with pytest.raises(CnnlabError, match="has no run yet"):
+    with pytest.raises(CnnlabError, match="runs/cv.*--resume"):
         split_table("cv")
     train_one_epoch("folder:pets", "fold-1", group="parent", folds=2, fold=1).path.rename("runs/cv/fold-1")
     table = split_table("cv")
@@ -106,5 +106,5 @@ def test_folds_are_tabulated_and_the_users_own_images_are_refused(tmp_path: Path
         torch.arange(2048).view(8, 1, 16, 16).to(torch.uint8), torch.arange(8) % 2, [*"abcdefgh"], ["x", "y"]
     )
     train(data=images, epochs=1, batch_size=4, name="own", threads=1, progress="none")
-    with pytest.raises(CnnlabError, match="trained with your own"):
+    with pytest.raises(CnnlabError, match="runs/own.*data="):
         split_table("own")

@@ -172,25 +172,25 @@ def test_a_colour_folder_is_classified_with_a_kernel(shapes: Path, tmp_path: Pat
 
 
 def test_bad_input_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CnnlabError, match="did you mean hog-linear"):
+    with pytest.raises(CnnlabError, match="'hog-liner'.*hog-linear"):
         classical("digits", ["hog-liner"])
     with pytest.raises(CnnlabError, match="limit=-1"):
         classical("digits", limit=-1)
     for seed in (-1, 2**32):
-        with pytest.raises(CnnlabError, match=f"seed={seed}: choose"):
+        with pytest.raises(CnnlabError, match=f"seed={seed}"):
             classical("digits", ["hog-linear"], seed=seed)
-    with pytest.raises(CnnlabError, match="raise limit=11"):
+    with pytest.raises(CnnlabError, match="limit=11"):
         classical("digits", ["hog-linear"], limit=11, cache_dir=tmp_path)
     for name in ("a", "b"):
         (tmp_path / "few" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "few" / name / "1.png")
-    with pytest.raises(CnnlabError, match="has 1 training image"):
+    with pytest.raises(CnnlabError, match=r"few: .*\b1 training image"):
         classical(f"folder:{tmp_path / 'few'}", ["hog-linear"], cache_dir=tmp_path)
     for split, name in ((split, name) for split in ("train", "val") for name in ("a", "b")):
         (tmp_path / "two" / split / name).mkdir(parents=True)
         for i in range(3):
             Image.new("L", (8, 8)).save(tmp_path / "two" / split / name / f"{i}.png")
-    with pytest.raises(CnnlabError, match="raise limit=1"):
+    with pytest.raises(CnnlabError, match=r"limit=1\b"):
         classical(f"folder:{tmp_path / 'two'}", ["hog-linear"], limit=1, cache_dir=tmp_path)
     real = builtins.__import__
 
@@ -213,14 +213,14 @@ def test_the_command(cnnlab: Command, tmp_path: Path, monkeypatch: pytest.Monkey
     found = json.loads(cnnlab("classical", "hog-linear", "--limit", 60, "--threads", 1, "--json").stdout)
     assert found[0]["cached"]
     assert f"test {found[0]['test_acc']:.4f}" in answer.stdout
-    assert "unknown method 'hog'" in one_line_error(cnnlab("classical", "hog"))
+    assert "'hog'" in one_line_error(cnnlab("classical", "hog"))
 
 
 @pytest.mark.usefixtures("few_passes")
 def test_an_unwritable_cache_only_gives_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = classical("digits", ["hog-linear"], limit=100, cache_dir=tmp_path / "file" / "x", threads=1)[0]
-    assert "cannot cache" in " ".join(result.notes)
+    assert str(tmp_path / "file" / "x") in " ".join(result.notes)
 
 
 @pytest.mark.usefixtures("few_passes")

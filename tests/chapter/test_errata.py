@@ -268,7 +268,7 @@ def test_choosing_the_best_epoch_on_the_test_set_overstates_accuracy(
     )
     assert "test" in read
     assert on_test.summary["best_by"] == "loss"  # even then the test set chooses nothing
-    assert "evaluates on the test set" in str(on_test)
+    assert "test set" in str(on_test)
 
 
 def test_without_a_seed_results_do_not_repeat(tmp_path: Path) -> None:
@@ -469,9 +469,9 @@ def test_the_example_of_adding_a_network_works(monkeypatch: pytest.MonkeyPatch, 
     assert y.shape == (2, 7)
     F.cross_entropy(y, torch.arange(2)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in net.parameters())
-    with pytest.raises(CnnlabError, match="^all-conv: it needs images of at least") as caught:
+    with pytest.raises(CnnlabError, match="^all-conv: .*1x1") as caught:
         make_network("all-conv", 1)
-    smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
+    smallest = max(map(int, re.findall(r"\b(\d+)x\1\b", str(caught.value))))
     assert make_network("all-conv", smallest).eval()(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
     summary = cnnlab.train(short_recipe(model="all-conv", limit=200), runs_dir=tmp_path, progress="none").summary
     assert summary["model"] == "all-conv"

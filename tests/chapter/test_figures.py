@@ -218,7 +218,7 @@ def test_a_network_that_cannot_be_traced_is_named() -> None:
 
     with pytest.raises(CnnlabError, match="Moody"):
         trace(Moody(), (1, 8, 8))
-    with pytest.raises(CnnlabError, match="cannot trace"):
+    with pytest.raises(CnnlabError, match=r"Sequential.*\b1, 32, 32\b"):
         trace(meta_network("lenet", 28), (1, 32, 32))
 
 
@@ -437,7 +437,7 @@ def test_the_caption_has_the_epoch_of_the_weights(tmp_path: Path) -> None:
 def test_a_network_without_convolutions_has_no_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = saved_run(tmp_path / "run", "lenet", 1, 28)
     monkeypatch.setattr(filters_module, "load_network", lambda run, file, model: nn.Linear(3, 3))
-    with pytest.raises(CnnlabError, match="has no convolution"):
+    with pytest.raises(CnnlabError, match="convolution"):
         filters(run)
 
 
@@ -461,15 +461,15 @@ def test_the_same_networks_give_the_same_files(tmp_path: Path, drawn: Path) -> N
 
 
 def test_errors_name_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match="unknown figure '1.9'"):
+    with pytest.raises(CnnlabError, match=r"'1\.9'"):
         figures(["1.9"])
-    with pytest.raises(CnnlabError, match=r"unknown format 'pdf'; known: png, svg"):
+    with pytest.raises(CnnlabError, match=r"'pdf'.*png, svg"):
         figures(["1.2"], formats=["pdf"])
-    with pytest.raises(CnnlabError, match=r"1\.1 needs --run RUN.*cnnlab train .*--recipe manual/alexnet"):
+    with pytest.raises(CnnlabError, match=r"1\.1.*--run.*cnnlab train .*--recipe manual/alexnet"):
         figures(["1.1"])
-    with pytest.raises(CnnlabError, match="does not exist|no run"):
+    with pytest.raises(CnnlabError, match="nothing.*cnnlab runs"):
         figures(["1.1"], run="nothing")
-    with pytest.raises(CnnlabError, match=r"1\.8 needs --data SOURCE.*cnnlab kaggle show"):
+    with pytest.raises(CnnlabError, match=r"1\.8.*--data.*cnnlab kaggle show"):
         figures(["1.8"])
     assert not (tmp_path / "figures").exists()
 
@@ -485,7 +485,7 @@ def test_sample_images_are_drawn_reproducibly(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CnnlabError, match="cannot write into .*file.*name another folder"):
+    with pytest.raises(CnnlabError, match=f"{tmp_path / 'file'}.*File exists"):
         figures(["1.5"], out_dir=tmp_path / "file")
 
 

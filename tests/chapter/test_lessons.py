@@ -224,7 +224,7 @@ def test_copies_without_solutions_have_none(language: str, tmp_path: Path) -> No
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     lessons.copy(tmp_path / "full")
     before = {p: p.read_bytes() for p in (tmp_path / "full").iterdir()}
-    with pytest.raises(CnnlabError, match=r"01_classical.ipynb exists; name another folder"):
+    with pytest.raises(CnnlabError, match=r"01_classical\.ipynb"):
         lessons.copy(tmp_path / "full", language="zh", solutions=False)
     assert {p: p.read_bytes() for p in (tmp_path / "full").iterdir()} == before
     # One existing file stops the copy, so no incomplete set is left.
@@ -240,10 +240,10 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 def test_bad_sources_are_reported_with_their_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lessons, "_SOURCES", tmp_path)
     for text, message in (
-        ("x = 1\n", "line 1: 'x = 1' does not start a cell"),
-        ('# %% [markdown] lang="fr"\n', "line 1: .* does not start a cell"),
-        ('# %% tags=["secret"]\n', "line 1: .* does not start a cell"),
-        ('# %% [markdown] lang="en"\n# # A\nx = 1\n', "line 3: 'x = 1' is code in a Markdown cell"),
+        ("x = 1\n", "line 1.*'x = 1'"),
+        ('# %% [markdown] lang="fr"\n', "line 1.*fr"),
+        ('# %% tags=["secret"]\n', "line 1.*secret"),
+        ('# %% [markdown] lang="en"\n# # A\nx = 1\n', "line 3.*'x = 1'"),
     ):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -263,11 +263,11 @@ def test_the_command_lists_and_copies(cnnlab: Command, tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.split() == [str(Path("class") / f"{name}.ipynb") for name in NAMES]
     assert "solution" not in Path("class/02_lenet.ipynb").read_text(encoding="utf-8")
-    assert "01_classical.ipynb exists" in one_line_error(cnnlab("lessons", "copy", "class"))
-    assert "unknown language 'fr'" in one_line_error(cnnlab("lessons", "copy", "other", "--language", "fr"))
+    assert "01_classical.ipynb" in one_line_error(cnnlab("lessons", "copy", "class"))
+    assert "'fr'" in one_line_error(cnnlab("lessons", "copy", "other", "--language", "fr"))
     assert not Path("other").exists()
     Path("file").write_text("")
-    assert "name another folder" in one_line_error(cnnlab("lessons", "copy", "file"))
+    assert "File exists" in one_line_error(cnnlab("lessons", "copy", "file"))
 
 
 # What lessons show
@@ -285,7 +285,7 @@ def test_lessons_show_the_committed_results() -> None:
     table = show.results("lenet").data
     assert f"| as printed, 5 seeds | {' | '.join(cells(row))} |" in table
     assert "| printed | 0.469 | 0.823 | 0.779 |" in table
-    with pytest.raises(CnnlabError, match="did you mean lenet"):
+    with pytest.raises(CnnlabError, match=r"'lenett'.*lenet\b"):
         show.results("lenett")
     accuracy = newest_measurement("fast/alexnet")["final_acc"]
     assert (
@@ -341,11 +341,11 @@ def test_pictures_are_png_files_with_text_alternatives(quick: Recipe) -> None:
     ):
         assert picture.data.startswith(b"\x89PNG")
         assert script("site_lessons").chinese(picture.alt), picture.alt
-    with pytest.raises(CnnlabError, match="has no layer 'x'; its layers are 0, 1"):
+    with pytest.raises(CnnlabError, match="'x'.*0, 1"):
         show.maps(result, "x")
-    with pytest.raises(CnnlabError, match="has no feature maps"):
+    with pytest.raises(CnnlabError, match="'8'.*feature maps"):
         show.maps(result, "8")
-    with pytest.raises(CnnlabError, match="images is empty"):
+    with pytest.raises(CnnlabError, match="empty"):
         show.grid([])
 
 

@@ -145,9 +145,9 @@ def test_an_experiment_that_fails_does_not_stop_the_others(monkeypatch: pytest.M
     monkeypatch.setattr(training, "train_seeds", fails)
     done = reproduce(["lenet", "lenet-bn"], **SMALL)  # type: ignore[arg-type]
     assert done is not None
-    assert done.rows[0]["failed"] == "the loss became nan"
+    assert "nan" in done.rows[0]["failed"]
     assert "loss" in done.rows[1]
-    assert "failed: the loss became nan" in (done.path / "table.md").read_text()
+    assert f"failed: {done.rows[0]['failed']}" in (done.path / "table.md").read_text()
 
 
 class Terminal(io.StringIO):
@@ -164,11 +164,12 @@ def test_the_command(cnnlab: Command, monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "--yes" in refused.stderr.splitlines()[-1]
     monkeypatch.setattr(sys, "stdin", Terminal("n\ny\n"))
     declined = cnnlab("reproduce", "lenet-bn", *options)
-    assert (declined.returncode, declined.stdout.strip()) == (0, "nothing was trained")
+    assert declined.returncode == 0
+    assert "nothing" in declined.stdout
     assert not Path("runs").exists()
     answer = cnnlab("reproduce", "hog-linear", "lenet-bn", *options)
     assert answer.returncode == 0, answer.stderr
-    for text in ("in all on this machine", "not estimated", "[y/N]"):
+    for text in ("in all", "not estimated", "[y/N]"):
         assert text in answer.stderr
     assert "LeNet + batch norm, framework layer was limited: 1 of 10 epochs" in answer.stdout
     assert "as printed" not in answer.stdout
@@ -201,16 +202,16 @@ def test_resuming_a_finished_reproduction_changes_nothing(cnnlab: Command, finis
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["lenett"], "unknown experiment 'lenett'; did you mean lenet"),
+        (["lenett"], r"'lenett'.*lenet\b"),
         (["--seeds", "0"], "seeds=0"),
         (["--epochs", "0"], "epochs=0"),
         (["--limit", "-1"], "limit=-1"),
-        (["--resume", "nowhere"], "nowhere has no reproduction.json"),
-        (["--resume", "x", "--seeds", "2"], "leave out"),
+        (["--resume", "nowhere"], r"nowhere.*reproduction\.json"),
+        (["--resume", "x", "--seeds", "2"], "--resume.*--seeds"),
     ],
 )
 def test_bad_input_is_one_line(cnnlab: Command, arguments: list[str], says: str) -> None:
-    assert says in one_line_error(cnnlab("reproduce", *arguments))
+    assert re.search(says, one_line_error(cnnlab("reproduce", *arguments)))
 
 
 def test_a_damaged_plan_is_reported(cnnlab: Command, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -55,7 +56,7 @@ def test_train_without_arguments(installed: Command, cnnlab: Command, tmp_path: 
     assert (tmp_path / "runs/digits-lenet-bn-001/curves.png").exists()
     answer = cnnlab("eval", "digits-lenet-bn-001")
     assert float(answer.stdout.split()[2]) > 0.97
-    assert "evaluated on the test set 1 time" in answer.stdout
+    assert "1 time" in answer.stdout
 
 
 def test_python_m_cnnlab_runs_the_command() -> None:
@@ -89,7 +90,7 @@ def test_list(cnnlab: Command) -> None:
     text = cnnlab("list").stdout
     assert all(name in text for things in data.values() for name in things)
     assert "manual/lenet-bn" in cnnlab("list", "recipes").stdout
-    assert "did you mean models" in one_line_error(cnnlab("list", "modles"))
+    assert re.search(r"'modles'.*models\b", one_line_error(cnnlab("list", "modles")))
 
 
 def test_progress_is_printed_as_lines_for_a_log_file(cnnlab: Command) -> None:
@@ -128,7 +129,7 @@ def test_predict(cnnlab: Command, run: Path, tmp_path: Path) -> None:
 
 
 def test_runs_lists_and_compares(cnnlab: Command, tmp_path: Path) -> None:
-    assert "no runs in runs" in cnnlab("runs").stdout
+    assert "no runs" in cnnlab("runs").stdout
     cnnlab("train", "--name", "one", *FAST)
     cnnlab("train", "lenet", "--name", "two", *FAST, "--set", "learning_rate=0.1")
     cnnlab("train", "--name", "many", *FAST, "--seeds", 2)
@@ -154,7 +155,7 @@ def test_a_folder_of_images_works_end_to_end(cnnlab: Command, shapes: Path) -> N
     (shapes / "dark" / "bad.png").write_bytes(b"")
     answer = cnnlab("train", "--data", f"folder:{shapes}", "--skip-bad", *FAST, "--name", "own")
     assert answer.returncode == 0, answer.stderr
-    assert "1 damaged image was skipped" in answer.stdout
+    assert "1 damaged image" in answer.stdout
     assert "bad.png" in json.loads(Path("runs/own/run.json").read_text())["data"]["skipped"][0]
     answer = cnnlab("eval", "own")  # skips what the training skipped, and says so
     assert answer.stdout.startswith("validation acc")
@@ -168,57 +169,57 @@ def test_a_folder_of_images_works_end_to_end(cnnlab: Command, shapes: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "lenett"], "unknown model 'lenett'; did you mean lenet"),
-        (["train", "--data", "digit"], "unknown source 'digit'; did you mean digits"),
-        (["train", "--set", "lr=1"], "did you mean learning_rate"),
-        (["train", "--set", "image_size=8"], "lenet-bn: it needs images of at least 16x16 pixels, not 8x8"),
-        (["train", "--seeds", "0"], "seeds=0: must lie between 1 and 100,000"),
+        (["train", "lenett"], r"'lenett'.*lenet\b"),
+        (["train", "--data", "digit"], r"'digit'.*digits\b"),
+        (["train", "--set", "lr=1"], "'lr'.*learning_rate"),
+        (["train", "--set", "image_size=8"], "lenet-bn: .*16x16.*8x8"),
+        (["train", "--seeds", "0"], "seeds=0.*1 and 100,000"),
         (["train", "--seeds", "x"], "--seeds"),
-        (["train", "--device", "gpu"], "unknown device 'gpu'"),
-        (["train", "--device", "cuda:99"], "not available"),
+        (["train", "--device", "gpu"], "'gpu'"),
+        (["train", "--device", "cuda:99"], "'cuda:99'.*--device"),
         (["train", "--threads", "0"], "threads=0"),
-        (["train", "--data", "folder:"], "names no folder"),
-        (["train", "--data", "folder:~nobody-of-this-name/x"], "give the full path"),
-        (["train", "--set", "shift=28"], "shift=28 is at least"),
-        (["train", "--seeds", "2", "--set", "seed=2147483647"], "seed=2147483648: must lie between 0 and 2147483647"),
-        (["train", "--device", "cpu:7"], "unknown device 'cpu:7'"),
-        (["train", "--progress", "dots"], "unknown progress display 'dots'"),
-        (["train", "--name", "../x"], "run name '../x'"),
+        (["train", "--data", "folder:"], "folder:PATH"),
+        (["train", "--data", "folder:~nobody-of-this-name/x"], "~nobody-of-this-name/x.*home directory"),
+        (["train", "--set", "shift=28"], r"shift=28\b.*\b28 pixels"),
+        (["train", "--seeds", "2", "--set", "seed=2147483647"], "seed=2147483648.*0 and 2147483647"),
+        (["train", "--device", "cpu:7"], "'cpu:7'"),
+        (["train", "--progress", "dots"], "'dots'"),
+        (["train", "--name", "../x"], r"'\.\./x'"),
         (["train", "--epochs", "x"], "--epochs"),
         (["train", "--epochs", "0"], "epochs=0"),
         (["train", "--batch-size", "0"], "batch_size=0"),
         (["train", "--lr", "-1"], "learning_rate=-1"),
         (["train", "--optimizer", "adam"], "optimizer='adam'"),
         (["train", "--seed", "-1"], "seed=-1"),
-        (["train", "--data", "folder:nowhere"], "nowhere does not exist"),
-        (["train", "--resume", "nowhere"], "nowhere does not exist"),
-        (["train", "lenet", "--resume", "x"], "leave out MODEL"),
-        (["eval", "nowhere"], "nowhere does not exist; `cnnlab runs` lists"),
+        (["train", "--data", "folder:nowhere"], r"folder:\S*nowhere"),
+        (["train", "--resume", "nowhere"], "nowhere.*`cnnlab runs`"),
+        (["train", "lenet", "--resume", "x"], "--resume.*MODEL"),
+        (["eval", "nowhere"], "nowhere.*`cnnlab runs`"),
         (["eval"], "RUN"),
-        (["predict", "nowhere", "x.png"], "nowhere does not exist"),
-        (["runs", "nowhere"], "nowhere does not exist"),
+        (["predict", "nowhere", "x.png"], "nowhere.*`cnnlab runs`"),
+        (["runs", "nowhere"], "nowhere.*`cnnlab runs`"),
         (["trian"], "trian"),
         (["--wrong"], "--wrong"),
     ],
     ids=" ".join,
 )
 def test_bad_input_is_one_line(cnnlab: Command, tmp_path: Path, arguments: list[str], message: str) -> None:
-    assert message in one_line_error(cnnlab(*arguments))
+    assert re.search(message, one_line_error(cnnlab(*arguments)))
     assert not list(tmp_path.rglob("*.safetensors"))  # nothing incomplete is left
 
 
 def test_bad_image_folders_are_one_line(cnnlab: Command, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "holds no images" in one_line_error(cnnlab("train", "--data", "folder:empty"))
+    assert re.search("empty .*no images", one_line_error(cnnlab("train", "--data", "folder:empty")))
     (tmp_path / "one" / "cats").mkdir(parents=True)
     Image.new("L", (28, 28)).save(tmp_path / "one" / "cats" / "1.png")
-    assert "has one class (cats)" in one_line_error(cnnlab("train", "--data", "folder:one"))
+    assert "(cats)" in one_line_error(cnnlab("train", "--data", "folder:one"))
     (tmp_path / "one" / "dogs").mkdir()
     Image.new("L", (28, 28)).save(tmp_path / "one" / "dogs" / "1.png")
-    assert "has one image per class" in one_line_error(cnnlab("train", "--data", "folder:one"))
+    assert re.search("/one .*validation", one_line_error(cnnlab("train", "--data", "folder:one")))
     (tmp_path / "one" / "dogs" / "2.png").write_bytes(b"damaged")
     line = one_line_error(cnnlab("train", "--data", "folder:one"))
-    assert "dogs/2.png is damaged" in line
+    assert "dogs/2.png" in line
     assert "--skip-bad" in line
     assert not (tmp_path / "runs").exists()
 
@@ -227,16 +228,16 @@ def test_bad_run_folders_are_one_line(cnnlab: Command, copy: Path, tmp_path: Pat
     (tmp_path / "other").mkdir()
     for command in ("eval", "predict", "runs"):
         extra = ["x.png"] if command == "predict" else []
-        assert "is not a run's folder" in one_line_error(cnnlab(command, "other", *extra))
-    assert "is not a run's folder" in one_line_error(cnnlab("train", "--resume", "other"))
+        assert "run.json" in one_line_error(cnnlab(command, "other", *extra))
+    assert "run.json" in one_line_error(cnnlab("train", "--resume", "other"))
     (tmp_path / "file").write_text("x")
-    assert "is a file, not a run's folder" in one_line_error(cnnlab("eval", "file"))
-    assert "did you mean best" in one_line_error(cnnlab("eval", copy, "--weights", "bst"))
-    assert "unknown split 'tset'; did you mean test" in one_line_error(cnnlab("eval", copy, "--split", "tset"))
-    assert "x.png does not exist" in one_line_error(cnnlab("predict", copy, "x.png"))
-    assert "holds no images" in one_line_error(cnnlab("predict", copy, "other"))
+    assert re.search(r"\bfile\b.*\bfile\b.*`cnnlab runs`", one_line_error(cnnlab("eval", "file")))
+    assert re.search(r"'bst'.*best\b", one_line_error(cnnlab("eval", copy, "--weights", "bst")))
+    assert re.search(r"'tset'.*test\b", one_line_error(cnnlab("eval", copy, "--split", "tset")))
+    assert "x.png" in one_line_error(cnnlab("predict", copy, "x.png"))
+    assert re.search("other .*no images", one_line_error(cnnlab("predict", copy, "other")))
     assert "top=0" in one_line_error(cnnlab("predict", copy, copy / "curves.png", "--top", 0))
-    assert "unknown format 'xml'" in one_line_error(cnnlab("predict", copy, copy / "curves.png", "--format", "xml"))
+    assert "'xml'" in one_line_error(cnnlab("predict", copy, copy / "curves.png", "--format", "xml"))
 
 
 @pytest.mark.parametrize(
@@ -263,14 +264,14 @@ def test_damaged_weights_are_refused_and_others_offered(cnnlab: Command, copy: P
     path = copy / "best.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     line = one_line_error(cnnlab("predict", copy, copy / "curves.png"))
-    assert f"{path} is damaged" in line
-    assert "use other weights" in line
+    assert re.search(f"{path}.*damaged", line)
+    assert "weights" in line
     assert cnnlab("predict", copy, copy / "curves.png", "--weights", "last").returncode == 0
 
 
 def test_unwritable_output_folders_are_named(cnnlab: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    assert "file; name another folder with --runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file"))
+    assert re.search(r"\bfile\b.*--runs-dir", one_line_error(cnnlab("train", "--runs-dir", "file")))
     assert "--runs-dir" in one_line_error(cnnlab("train", "--runs-dir", "file/below"))
 
 
@@ -289,13 +290,13 @@ def test_a_read_only_folder_refuses_training_and_allows_evaluation(copy: Path, t
     closed.mkdir()
     closed.chmod(stat.S_IRUSR | stat.S_IXUSR)
     answer = subprocess.run([*command, "train", "--runs-dir", "closed/runs"], capture_output=True, text=True)
-    assert "cannot create closed/runs" in one_line_error(answer)
+    assert "closed/runs" in one_line_error(answer)
     # a read-only run can still be used
     for path in (*copy.rglob("*"), copy):
         path.chmod(0o555 if path.is_dir() else 0o444)
     answer = subprocess.run([*command, "eval", str(copy)], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    assert "could not be recorded" in answer.stdout
+    assert "recorded" in answer.stdout
     for path in (copy, closed):
         path.chmod(0o755)
 
@@ -307,20 +308,20 @@ def test_one_damaged_run_does_not_hide_the_others(cnnlab: Command, run: Path, tm
     answer = cnnlab("runs")
     assert answer.returncode == 0
     assert "good" in answer.stdout
-    assert "skipped: runs/bad/run.json is damaged" in answer.stderr
+    assert "runs/bad/run.json" in answer.stderr
     # a folder of the same name in the working directory does not hide a run
     (tmp_path / "good").mkdir()
     assert cnnlab("eval", "good").returncode == 0
     # a torn line in evaluations.jsonl loses only that line
     with (tmp_path / "runs/good/evaluations.jsonl").open("a") as file:
         file.write('{"split": "te')
-    assert "evaluated on the test set 2 times" in cnnlab("eval", "good").stdout
+    assert "2 times" in cnnlab("eval", "good").stdout
 
 
 def test_a_plot_overwrites_nothing(cnnlab: Command, run: Path, tmp_path: Path) -> None:
     Image.new("L", (5, 5)).save(tmp_path / "mine.png")
-    assert "mine.png exists" in one_line_error(cnnlab("runs", run, "--plot", "mine.png"))
-    assert "ends with .png" in one_line_error(cnnlab("runs", run, "--plot", "notes.txt"))
+    assert "mine.png" in one_line_error(cnnlab("runs", run, "--plot", "mine.png"))
+    assert re.search(r"notes\.txt.*\.png", one_line_error(cnnlab("runs", run, "--plot", "notes.txt")))
 
 
 def test_names_that_a_terminal_cannot_print_cause_no_crash(installed: Command, shapes: Path) -> None:
@@ -332,7 +333,7 @@ def test_names_that_a_terminal_cannot_print_cause_no_crash(installed: Command, s
     broken = os.fsencode(odd / "dark") + b"/caf\xe9.png"
     Path(os.fsdecode(broken)).write_bytes(b"no image")
     line = one_line_error(installed("train", "--data", f"folder:{odd}", env={"PYTHONIOENCODING": "utf-8:strict"}))
-    assert "caf\\udce9.png is damaged" in line
+    assert "caf\\udce9.png" in line
 
 
 def test_output_into_a_closed_pipe_prints_no_error(run: Path) -> None:

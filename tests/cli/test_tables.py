@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_a_table_fits_80_columns(cnnlab: Command, tables_folder: Path, command: 
 
 def test_the_full_reason_for_refusing_a_submission_is_shown(cnnlab: Command, tables_folder: Path) -> None:
     answer = cnnlab("grade", "handed-in", "--labels", "labels.csv", cwd=tables_folder)
-    assert "no column 'id'; known: 'number', 'species'" in " ".join(answer.stdout.split())
+    assert re.search("'id'.*'number', 'species'", " ".join(answer.stdout.split()))
 
 
 def test_texts_of_results_fit_80_columns() -> None:
@@ -274,7 +275,7 @@ def test_predict_with_views_and_threads(cnnlab: Command, tables_folder: Path, tm
     assert [a.returncode for a in answers] == [0] * 4
     assert answers[0].stdout == answers[1].stdout
     assert len({a.stdout for a in answers}) > 1
-    assert "did you mean" in one_line_error(cnnlab("predict", "b", image, "--tta", "flp", cwd=tables_folder))
+    assert re.search(r"'flp'.*flip\b", one_line_error(cnnlab("predict", "b", image, "--tta", "flp", cwd=tables_folder)))
     assert "threads=0" in one_line_error(cnnlab("predict", "b", image, "--threads", 0, cwd=tables_folder))
     assert cnnlab("eval", "b", "--threads", 1, "--split", "train", cwd=tables_folder).returncode == 0
 

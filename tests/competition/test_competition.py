@@ -130,11 +130,11 @@ def test_one_command_leads_from_files_to_a_submission_that_scores(
 
     # Other settings need another name; this training stays as it is.
     line = one_line_error(cnnlab("kaggle", "train", "--name", "forest", "--set", "epochs=9"))
-    assert "choose another --name" in line
+    assert re.search("forest/train.*epochs=12.*--name", line)
     line = one_line_error(
         cnnlab(*[*command[:5], "--store", tmp_path / "other", *OPTIONS, "--image-size", "16", *QUICK])
     )
-    assert "was started with other options: image_size=16 instead of 0" in line
+    assert "image_size=16" in line
 
 
 def test_the_report_counts_every_image(finished: Competition) -> None:
@@ -335,7 +335,7 @@ def test_a_submission_is_uploaded_only_once(
     assert steps.submit(work, upload_to="forest", message="first").answer == "Successfully submitted"
     again = steps.submit(work, upload_to="forest").answer
     assert again is not None
-    assert "not submitted again" in again
+    assert "again" in again
     assert calls == [("forest", work.path / "submission.csv", "first")]
     steps.submit(work, upload_to="forest", chosen=["train"], out=work.path / "two.csv")
     answers = [read_pairs(path, "file", "species")[1] for path in (work.path / "submission.csv", work.path / "two.csv")]
@@ -378,7 +378,7 @@ def test_an_impossible_submission_is_an_error_before_training(forest: Path, tmp_
 
     folder, command = broken_copy("testless")
     (folder / "unseen.zip").unlink()
-    assert "no test images" in one_line_error(cnnlab(*command))
+    assert "--test" in one_line_error(cnnlab(*command))
     folder, command = broken_copy("lacking")
     with (folder / "example.csv").open("a") as file:
         file.write("leaf-999,oak\n")
@@ -394,7 +394,7 @@ def test_upload_needs_the_name_of_the_competition_on_kaggle(forest: Path, tmp_pa
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     work = steps.open_competition("quick", tmp_path / "runs")
     for name in ("cifar-10", "quick"):  # the first is the default name
-        with pytest.raises(CnnlabError, match=f"not '{name}'; .* --competition"):
+        with pytest.raises(CnnlabError, match=f"'{name}'.*--competition"):
             _upload_to(replace(work, path=Path("runs") / name), None)
     assert _upload_to(replace(work, path=Path("runs") / forest.name), None) == forest.name
     zipped = replace(work, path=Path("runs/cifar-10"), folder=Path("downloads/cifar-10.zip"))
@@ -406,7 +406,7 @@ def test_a_damaged_competition_file_is_an_error(finished: Competition, tmp_path:
     work = replace(finished, path=tmp_path / "forest")
     shutil.copytree(finished.path, work.path)
     (work.path / "competition.json").write_text('{"format": 1}')
-    with pytest.raises(CnnlabError, match="competition.json is damaged"):
+    with pytest.raises(CnnlabError, match=r"competition\.json.*damaged"):
         steps.open_competition("forest", tmp_path)
 
 
@@ -436,9 +436,9 @@ def test_the_empty_folder_of_a_killed_training_is_used(finished: Competition, tm
 
 
 def test_the_number_of_seeds_cannot_change(finished: Competition) -> None:
-    with pytest.raises(CnnlabError, match="started with 1 seed, not 3"):
+    with pytest.raises(CnnlabError, match=r"\b1 seed\b.*\b3\b"):
         steps.train(finished, seeds=3)
-    with pytest.raises(CnnlabError, match="started with 1 seed, not 2"):
+    with pytest.raises(CnnlabError, match=r"\b1 seed\b.*\b2\b"):
         steps.retrain(finished, seeds=2)
     assert steps.retrain(finished).run.path == finished.path / "retrain"  # type: ignore[union-attr]
 
@@ -451,12 +451,12 @@ def test_retraining_needs_a_finished_training_and_applies_its_limit(finished: Co
         steps.train(work, settings=[*chosen, "data=digits"])
     steps.train(work, settings=chosen, threads=1)
     (work.path / "train/summary.json").rename(work.path / "kept")
-    with pytest.raises(CnnlabError, match="is not finished"):
+    with pytest.raises(CnnlabError, match="finished.*cnnlab kaggle train --name f"):
         steps.retrain(work, threads=1)
     (work.path / "kept").rename(work.path / "train/summary.json")
     result = steps.retrain(work, threads=1)
     assert result.summary["images"]["train"] == 40
-    assert "trained on 40 labelled images" in str(result)
+    assert "40 labelled images" in str(result)
 
 
 def test_a_training_with_folds_is_retrained_on_all_images(finished: Competition, tmp_path: Path) -> None:
@@ -480,12 +480,12 @@ def test_changed_images_are_detected(forest: Path, finished: Competition, tmp_pa
     assert moved.store == work.store
     rows = (folder / "species.csv").read_text().splitlines()
     (folder / "species.csv").write_text("\n".join(rows[:-20]) + "\n")
-    with pytest.raises(CnnlabError, match="was started with other files"):
+    with pytest.raises(CnnlabError, match="files.*--name"):
         prepare("third")
-    with pytest.raises(CnnlabError, match="was started with other files"):
+    with pytest.raises(CnnlabError, match="files.*--name"):
         prepare("store")  # prepared again, from the changed files
     for step in (steps.train, steps.retrain, steps.submit, steps.show):
-        with pytest.raises(CnnlabError, match="no longer holds the images"):
+        with pytest.raises(CnnlabError, match=f"{work.store}.*images.*{work.path}.*--name"):
             step(work)
 
 
@@ -534,7 +534,7 @@ def test_an_interrupted_training_is_resumed(
         with pytest.raises(TrainingInterrupted):
             steps.train(work, settings=chosen, threads=1)
     assert work.runs() == []
-    with pytest.raises(CnnlabError, match="no finished run"):
+    with pytest.raises(CnnlabError, match="finished.*cnnlab kaggle train"):
         steps.submit(work)
     steps.train(work, threads=1)  # continues with the recipe it started with
     name = "train/last.safetensors"
@@ -563,51 +563,51 @@ def test_a_step_out_of_order_names_the_missing_step(forest: Path, cnnlab: Comman
     for step in ("show", "train", "retrain", "submit"):
         assert "cnnlab kaggle prepare" in one_line_error(cnnlab("kaggle", step))
     steps.prepare(forest, name="cifar-10", layout=LAYOUT, store=tmp_path / "store", workers=1)
-    assert "first: cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "retrain"))
-    assert "first: cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "submit"))
+    assert "cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "retrain"))
+    assert "cnnlab kaggle train" in one_line_error(cnnlab("kaggle", "submit"))
     assert not (tmp_path / "runs" / "cifar-10" / "submission.csv").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["prepare", "nowhere"], "nowhere does not exist"),
-        (["prepare", "--name", "../up"], "run name '../up'"),
-        (["train", "--name", "a/b"], "run name 'a/b'"),
-        (["submit", "--name", "nothing"], "nothing has no prepared competition"),
-        (["score", "nothing.csv", "--labels", "x.csv"], "nothing.csv"),
+        (["prepare", "nowhere"], "nowhere.*cnnlab kaggle get"),
+        (["prepare", "--name", "../up"], r"'\.\./up'"),
+        (["train", "--name", "a/b"], "'a/b'"),
+        (["submit", "--name", "nothing"], "cnnlab kaggle prepare.*nothing"),
+        (["score", "nothing.csv", "--labels", "x.csv"], r"nothing\.csv"),
         (["get", "what; rm"], "what; rm"),
         (["all", "nowhere", "--tta", "flop"], "flop"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], told: str, cnnlab: Command) -> None:
-    assert told in one_line_error(cnnlab("kaggle", *arguments))
+    assert re.search(told, one_line_error(cnnlab("kaggle", *arguments)))
 
 
 def test_bad_choices_are_one_line(finished: Competition, cnnlab: Command) -> None:
     at = ["--name", "forest", "--runs-dir", str(finished.path.parent)]
     for arguments, told in (
-        (["submit", *at, "--tta", "many"], "known: flip, none, shift"),
+        (["submit", *at, "--tta", "many"], "'many'.*flip, none, shift"),
         (["submit", *at, "--run", "lost"], "lost"),
         (["submit", *at, "--threads", "99"], "threads=99"),
         (["train", *at, "--seeds", "0"], "seeds=0"),
-        (["train", *at, "--set", "name=mine"], "not a setting"),
+        (["train", *at, "--set", "name=mine"], "--name"),
         (["train", *at, "--set", "eval_split=test"], "eval_split=test"),
-        (["train", *at, "--recipe", "cifar/10mins"], "did you mean cifar/10min"),
+        (["train", *at, "--recipe", "cifar/10mins"], r"'cifar/10mins'.*cifar/10min\b"),
     ):
-        assert told in one_line_error(cnnlab("kaggle", *arguments)), arguments
+        assert re.search(told, one_line_error(cnnlab("kaggle", *arguments))), arguments
 
 
 def test_a_store_can_be_trained_on(finished: Competition, cnnlab: Command) -> None:
     answer = cnnlab("train", "lenet", "--data", f"store:{finished.store}", "--recipe", "images", "--set", "epochs=1")
     assert answer.returncode == 0, answer.stderr
     line = one_line_error(cnnlab("train", "--recipe", "cifar/1h"))
-    assert "needs --data store:PATH" in line
-    assert "not a prepared store" in one_line_error(cnnlab("train", "--data", "store:nowhere"))
+    assert "--data store:PATH" in line
+    assert "cnnlab kaggle prepare" in one_line_error(cnnlab("train", "--data", "store:nowhere"))
 
 
 def test_images_of_another_size_are_refused(finished: Competition) -> None:
-    with pytest.raises(CnnlabError, match="different size"):
+    with pytest.raises(CnnlabError, match=f"{finished.runs()[0].path}.*size"):
         probabilities(finished.runs(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -696,4 +696,4 @@ def test_ctrl_c_prints_what_is_saved_and_how_to_continue(
     assert answer.returncode == 130
     (line,) = answer.stderr.splitlines()
     assert line.startswith("stopped in epoch 2 of 9; 1 finished epoch is saved. ")
-    assert "run the same command again" in line
+    assert "again" in line

@@ -125,9 +125,9 @@ def test_files_that_are_not_submissions_are_refused_or_ignored(
     monkeypatch.setattr(module, "_MOST_ENTRIES", 20)
     for i in range(25):
         write_file(class_folder, f"full/{i % 6}/{i}.csv")  # few in each folder
-    assert rows_by_student(grade(class_folder, labels))["full"].note.startswith("full holds over 20 files")
+    assert re.match(r"full .*\b20 files", rows_by_student(grade(class_folder, labels))["full"].note)
     monkeypatch.setattr(module, "_MOST_ENTRIES", 5)
-    with pytest.raises(CnnlabError, match="class holds over 5 files"):
+    with pytest.raises(CnnlabError, match=r"\bclass\b.*\b5 files"):
         grade(class_folder, labels)
 
 
@@ -156,7 +156,7 @@ def test_pipes_huge_and_unreadable_files_are_refused(
     monkeypatch.setattr(module, "_LARGEST", 1 << 20)
     rows = rows_by_student(grade(class_folder, labels))
     (class_folder / "folder").chmod(0o755)
-    assert "not a regular file" in rows["pipe"].note
+    assert "regular file" in rows["pipe"].note
     assert "over 1 MiB" in rows["giant"].note
     if not os.access(class_folder / "shut.csv", os.R_OK):  # root can read it all the same
         assert rows["shut"].status == rows["folder"].status == "refused"
@@ -210,7 +210,7 @@ def test_a_roster_may_be_a_text_file(class_folder: Path, labels: Path, tmp_path:
             grade(class_folder, labels, roster=write_file(tmp_path, "bad.txt", content))
     with pytest.raises(CnnlabError):
         grade(class_folder, labels, roster=tmp_path / "none")
-    with pytest.raises(CnnlabError, match="nothing to grade"):
+    with pytest.raises(CnnlabError, match="nothing"):
         grade(None, labels, roster=roster)
 
 
@@ -344,9 +344,7 @@ def test_the_command(cnnlab: Command, class_folder: Path, labels: Path, tmp_path
     answer = cnnlab("grade", class_folder, "--labels", labels, "--json", "--out", "mine")
     assert json.loads(answer.stdout)["students"][0]["accuracy"] == 0.5
     assert (tmp_path / "mine/grades.png").exists()
-    assert "mine/grades.csv exists" in one_line_error(
-        cnnlab("grade", class_folder, "--labels", labels, "--out", "mine")
-    )
+    assert "mine/grades.csv" in one_line_error(cnnlab("grade", class_folder, "--labels", labels, "--out", "mine"))
     other = write_file(tmp_path, "l.csv", "species,image\noak,1\n")
     write_file(class_folder, "ann.csv", "image,species\n1,oak\n")
     answer = cnnlab(
@@ -503,7 +501,7 @@ def test_tables_with_unknown_columns_are_refused_and_lists_are_read(tmp_path: Pa
         ("a.tsv", "Alumno\tCurso\nAna\tB\n"), ("a.txt", "Alumno;Curso\nAna;B\n"), ("a.xls", "Alumno\tCurso\nAna\t1\n"),
         ("a.txt", "Alumno,Curso,Año\nAna,B,C\n"), ("a.txt", "Alumno\tCurso\nAna\t1\n"), ("a.csv", "Alumno,Rol\nAna,student\nBo,student\n"),
     ):  # fmt: skip
-        with pytest.raises(CnnlabError, match="no column of names"):
+        with pytest.raises(CnnlabError, match="Name.*姓名"):
             read_roster(write_file(tmp_path, name, content))
     for content in ("Lee, Ann\nDoe, Jo\n", "Lee\tAnn\nDoe\tJo\n", "3210101234,Ann Lee\n3210101235,Jo Doe\n"):
         roster = read_roster(write_file(tmp_path, "a.txt", content))
@@ -512,7 +510,7 @@ def test_tables_with_unknown_columns_are_refused_and_lists_are_read(tmp_path: Pa
 
 def test_files_that_are_not_rosters_are_refused(class_folder: Path, labels: Path, tmp_path: Path) -> None:
     for name, content, why in (
-        ("a.csv", "Alumno;Curso\nAna;1\n", "no column of names"), ("a.xlsx", workbook("xlsx"), "Excel workbook"),
+        ("a.csv", "Alumno;Curso\nAna;1\n", "Name.*姓名"), ("a.xlsx", workbook("xlsx"), "Excel workbook"),
         ("a.csv", workbook("ods"), "OpenDocument spreadsheet"), ("a.csv", "<!DOCTYPE html>\n<html>", "web page"),
         ("a.xls", "Müller\n".encode("latin-1"), "not UTF-8"), ("a.csv", "Name\n", "0 students"),
         ("a.csv", ",,\n", "0 students"), ("a.csv", '"",""\n ; \n', "0 students"),
@@ -576,10 +574,10 @@ def test_a_submission_without_a_known_label_is_refused(class_folder: Path, label
     rows = rows_by_student(grade(class_folder, labels))
     assert {row.status for row in rows.values()} == {"refused"}
     assert "known: 'cat', 'dog'" in rows["numbers"].note
-    assert "exactly as 'cat'" in rows["case"].note
+    assert "'cat'" in rows["case"].note
     spaces = write_file(class_folder, "spaces.csv", TRUE.replace("cat", "cat ").replace("dog", " dog"))
-    assert "exactly as 'cat'" in rows_by_student(grade(spaces, labels))["spaces"].note
-    with pytest.raises(CnnlabError, match="none of its labels is a class"):
+    assert "'cat'" in rows_by_student(grade(spaces, labels))["spaces"].note
+    with pytest.raises(CnnlabError, match=r"case\.csv.*'Cat'.*'cat'"):
         score(class_folder / "case.csv", labels)
 
 
@@ -595,7 +593,7 @@ def test_ids_in_another_format_are_named(class_folder: Path, labels: Path, way: 
 def test_files_submitted_instead_of_a_table_are_named(class_folder: Path, labels: Path) -> None:
     kinds = {
         "xlsx": (workbook("xlsx"), "Excel workbook"), "numbers": (workbook("numbers"), "Numbers"),
-        "zip": (workbook("zip"), "zip archive; |zip archive, not"), "xls": (bytes.fromhex("d0cf11e0a1b11ae1"), "Office file"),
+        "zip": (workbook("zip"), "zip archive"), "xls": (bytes.fromhex("d0cf11e0a1b11ae1"), "Office file"),
         "rar": (b"Rar!\x1a\x07\1\0", "RAR"), "gz": (gzip.compress(b"x"), "gzip"), "html": (b"\n<!doctype HTML><p>Log in", "web page"),
         "pdf": (b"%PDF-1.7", "PDF"), "lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
         "parquet": (b"PAR1\x15\4", "Parquet"), "feather": (b"ARROW1\0\0", "Arrow"), "pkl": (b"\x80\4\x95\0\0", "pickle"),
@@ -612,13 +610,13 @@ def test_files_submitted_instead_of_a_table_are_named(class_folder: Path, labels
         assert rows[name].status == rows[f"{name}2"].status == "refused"
         with pytest.raises(CnnlabError, match=why):
             score(labels, write_file(class_folder, "labels.csv", content))
-    with pytest.raises(CnnlabError, match="unpack it and name the folder"):
+    with pytest.raises(CnnlabError, match=r"all\.zip.*zip archive"):
         grade(write_file(class_folder.parent, "all.zip", workbook("zip")), labels)
 
 
 def test_probabilities_are_scored_by_log_loss_too(class_folder: Path, labels: Path, tmp_path: Path) -> None:
     lacks = write_file(tmp_path, "lacks.csv", "id,dog\n1,0.2\n2,1\n3,1\n4,0\n")
-    with pytest.raises(CnnlabError, match="no column for 1 of the 2 classes .'cat'.*for each class"):
+    with pytest.raises(CnnlabError, match=r"lacks\.csv.*\b1 of the 2 classes.*'cat'"):
         score(lacks, labels)
     write_file(class_folder, "ann.csv", "id,dog,Cat\n1,0.2,0.8\n2,.5,.5\n3,1,0\n4,0.1,0.9\n")
     write_file(class_folder, "bob.csv", HALF)
@@ -630,8 +628,8 @@ def test_probabilities_are_scored_by_log_loss_too(class_folder: Path, labels: Pa
     assert ann.log_loss == pytest.approx(-np.log([0.8, 0.5, 1, 0.9]).mean())
     assert ann.accuracy == 0.75  # a tie counts as the first class
     assert rows["bob"].to_dict()["log_loss"] is None
-    assert "no column for 1 of the 2 classes ('dog')" in rows["cleo"].note
-    assert "line 2: the probabilities add up to 1.4" in rows["dan"].note
+    assert "('dog')" in rows["cleo"].note
+    assert re.search(r"line 2\b.*\b1\.4\b", rows["dan"].note)
     grades = grade(class_folder, labels)
     assert f"{ann.log_loss:.4f}" in grades_text(grades)
     assert f'"{ann.log_loss:.6f}"' in grades.to_csv()

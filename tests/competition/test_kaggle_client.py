@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -208,13 +209,13 @@ def test_the_error_explains_how_to_download_by_hand(tmp_path: Path, home: Path) 
     ):  # fmt: skip
         assert part in text
     assert not (tmp_path / "data").exists()
-    assert "download dogs.zip" in refusal(get, "dogs", Path("data"))
+    assert "dogs.zip" in refusal(get, "dogs", Path("data"))
 
 
 def test_the_error_names_the_missing_files(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "trainLabels.csv").touch()
-    assert "download test.7z, sampleSubmission.csv (or" in refusal(get, NAME, tmp_path)
+    assert re.search(r"(?<!,) test\.7z, sampleSubmission\.csv", refusal(get, NAME, tmp_path))
 
 
 def test_a_missing_client_or_token_is_named(kaggle: Kaggle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +267,7 @@ def test_a_download_replaces_no_file(kaggle: Kaggle, tmp_path: Path) -> None:
 def test_failures_are_explained_in_one_line(kaggle: Kaggle, tmp_path: Path) -> None:
     for output, expected in (
         ("403 Client Error: Forbidden for url: https://api.kaggle.com/v1/x", "https://www.kaggle.com/c/cifar-10/rules"),
-        ("403 - Forbidden - You must accept this competition's rules before you'll be able to", "accept the rules"),
+        ("403 - Forbidden - You must accept this competition's rules before you'll be able to", "cifar-10/rules"),
         ("401 - Unauthorized - Unauthenticated", "settings/api"),
         ("Authentication required to call the Kaggle API.\n\n  Option B: API token file\n    Save the token", "401"),
         ("404 Client Error: Not Found for url: https://api.kaggle.com/x", "'cifar-10'"),
@@ -298,8 +299,8 @@ def test_secrets_from_token_files_are_not_shown(kaggle: Kaggle, tmp_path: Path, 
 def test_an_incomplete_download_is_hidden_and_continued(kaggle: Kaggle, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     endings = {
-        "os.kill(os.getpid(), 9)": "was stopped",
-        "print('User cancelled operation')": "was stopped",  # the client exits with 0 on Ctrl-C
+        "os.kill(os.getpid(), 9)": "stopped",
+        "print('User cancelled operation')": "stopped",  # the client exits with 0 on Ctrl-C
         "pass": "incomplete",
         "print('the disk is full', file=sys.stderr); sys.exit(1)": "the disk is full",
     }
@@ -319,7 +320,7 @@ def test_a_damaged_zip_and_a_missing_file_are_errors(kaggle: Kaggle, tmp_path: P
     assert "damaged" in refusal(get, NAME, folder)
     assert visible_names(folder) == []
     kaggle.set_program("")
-    assert "downloaded no file; download train.7z" in refusal(get, NAME, folder)
+    assert re.search(r"no file.*train\.7z", refusal(get, NAME, folder))
     assert not (folder / ".cifar-10.download").exists()
 
 
@@ -364,7 +365,7 @@ def test_a_client_that_ignores_sigterm_is_killed(kaggle: Kaggle, monkeypatch: py
 
 def test_a_client_that_cannot_run_is_an_error(kaggle: Kaggle, tmp_path: Path) -> None:
     kaggle.path.write_text("#!/nowhere/python\n")
-    assert "cannot run" in refusal(get, NAME, tmp_path / "data")
+    assert str(kaggle.path) in refusal(get, NAME, tmp_path / "data")
 
 
 def test_a_file_in_place_of_the_folder_is_an_error(kaggle: Kaggle, tmp_path: Path) -> None:
@@ -389,7 +390,7 @@ def test_upload_passes_the_file_and_message_to_the_client(kaggle: Kaggle, tmp_pa
         ["competitions", "submit", "-c", NAME, "-f", str(path), "--message=-f $(id) =my 'first'"]
     ]  # fmt: skip
     kaggle.set_program("")
-    assert "submitted to" in upload(NAME, path, " ")
+    assert NAME in upload(NAME, path, " ")
     assert kaggle.calls[-1][-1] == "--message=my submission"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,29 +81,29 @@ def test_a_header_alone_gives_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        (b"", ["is empty", "header"]),
-        (b"\n\n", ["is empty"]),
-        (b"id,lable\n1,cat\n", ["no column 'label'", "did you mean 'lable'?"]),
-        (b"x,y\n1,cat\n", ["no column 'id'", "known: 'x', 'y'"]),
-        (b"__x,,y\n1,cat,\n", ["no column 'id'", "known: '__x', '', 'y'"]),
-        (b"id|label\n1|cat\n", ["no column", "separate columns by commas"]),
+        (b"", ["empty", "header"]),
+        (b"\n\n", ["empty"]),
+        (b"id,lable\n1,cat\n", ["'label'", "'lable'?"]),
+        (b"x,y\n1,cat\n", ["'id'", "'x', 'y'"]),
+        (b"__x,,y\n1,cat,\n", ["'id'", "'__x', '', 'y'"]),
+        (b"id|label\n1|cat\n", ["'id'", "commas"]),
         (b"id,label,id\n1,cat,2\n", ["2 columns 'id'"]),
         (b"id,label\n1,cat\n2\n", ["line 3", "1 fields", "2"]),
         (b"id,label\n\n1,cat,x\n", ["line 3", "3 fields"]),
         (b"id,label\n1,cat\n ,dog\n", ["line 3", "empty"]),
-        (b"id,label\n7,cat\n8,cat\n7,dog\n", ["line 4", "'7'", "also on line 2"]),
-        (b'id,label,x\n1,cat,"a\nb"\n7,cat,\n7,dog,\n', ["line 5", "also on line 4"]),
-        (b'id,label\n1,cat\n"a\nb",cat\n', ["line 3", "'a\\nb' has a control character or a line end"]),
-        (b"id,label\n1,c\x1b[2Jat\n", ["line 2", "'c\\x1b[2Jat' has a control character"]),
-        ("id,label\n1,c\u2028at\n".encode(), ["line 2", "'c\\u2028at' has"]),
-        (b"id,label\n1,c\0at\n", ["line 2", "not UTF-8 text"]),
-        (b"id,label\n1,cat\n2,\xff\n", ["line 3", "not UTF-8 text"]),
-        ("id,label\n".encode("utf-32"), ["line 1", "not UTF-8 text"]),
+        (b"id,label\n7,cat\n8,cat\n7,dog\n", ["line 4", "'7'", "line 2"]),
+        (b'id,label,x\n1,cat,"a\nb"\n7,cat,\n7,dog,\n', ["line 5", "line 4"]),
+        (b'id,label\n1,cat\n"a\nb",cat\n', ["line 3", "'a\\nb'", "control character"]),
+        (b"id,label\n1,c\x1b[2Jat\n", ["line 2", "'c\\x1b[2Jat'", "control character"]),
+        ("id,label\n1,c\u2028at\n".encode(), ["line 2", "'c\\u2028at'", "control character"]),
+        (b"id,label\n1,c\0at\n", ["line 2", "not UTF-8"]),
+        (b"id,label\n1,cat\n2,\xff\n", ["line 3", "not UTF-8"]),
+        ("id,label\n".encode("utf-32"), ["line 1", "not UTF-8"]),
         (b'id,label\n1,cat\n2,"dog\n3,cat\n', ["line 3", "quotes"]),
         (b'id,label\n1,"cat"x\n', ["line 2", "quotes"]),
         (b"id,label\n1,cat\n2," + b"x" * 200_000 + b"\n", ["line 3", "field limit"]),
         (b"x" * (3 << 20), ["line 1", "characters"]),
-        (b"\x1b[31mred,label\n1,cat\n", ["no column 'id'", "\\x1b[31mred"]),
+        (b"\x1b[31mred,label\n1,cat\n", ["'id'", "\\x1b[31mred"]),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, content: bytes, wanted: list[str]) -> None:
@@ -122,7 +123,7 @@ def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(csvs, "_MOST_ROWS", 3)
     rows = "id,label\n1,a\n2,a\n3,a\n"
     assert len(read_pairs(write_file(tmp_path, rows))[0]) == 3
-    assert "line 5: over 3 rows" in refusal(read_pairs, write_file(tmp_path, rows + "4,a\n"))
+    assert re.search(r"line 5\b.*\b3 rows", refusal(read_pairs, write_file(tmp_path, rows + "4,a\n")))
 
 
 @quick_examples
@@ -172,12 +173,12 @@ def test_a_submission_follows_the_samples_rows_and_columns(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("ids", "labels", "wanted"),
     [
-        (["1", "2"], ["cat"] * 2, ["1 ids of", "are missing ('3')"]),
-        (["1", "2", "3", "4"], ["cat"] * 4, ["1 ids are not in", "('4')"]),
-        (["1", "2", "3", "1"], ["cat"] * 4, ["1 ids occur more than once ('1')"]),
-        (["1", "5", "6", "7", "8"], ["cat"] * 5, ["2 ids of", "('3', '2')", "4 ids are not in", "('5', '6', '7', ...)"]),
-        (["1", "2", "3"], ["cat", "dgo", "dgo"], ["2 labels are not among the classes ('dgo')", "did you mean 'dog'?"]),
-        ([], [], ["3 ids of"]),
+        (["1", "2"], ["cat"] * 2, ["1 ids", "('3')"]),
+        (["1", "2", "3", "4"], ["cat"] * 4, ["1 ids", "('4')"]),
+        (["1", "2", "3", "1"], ["cat"] * 4, ["1 ids", "('1')"]),
+        (["1", "5", "6", "7", "8"], ["cat"] * 5, ["2 ids", "('3', '2')", "4 ids", "('5', '6', '7', ...)"]),
+        (["1", "2", "3"], ["cat", "dgo", "dgo"], ["2 labels", "('dgo')", "'dog'?"]),
+        ([], [], ["3 ids"]),
     ],
 )  # fmt: skip
 def test_wrong_ids_and_labels_are_refused(tmp_path: Path, ids: list[str], labels: list[str], wanted: list[str]) -> None:
@@ -190,8 +191,8 @@ def test_wrong_ids_and_labels_are_refused(tmp_path: Path, ids: list[str], labels
 def test_a_submission_without_a_sample_keeps_the_given_order(tmp_path: Path) -> None:
     path = tmp_path / "s.csv"
     assert "no ids" in refusal(write_submission, path, [], [], sample=None, classes=CLASSES)
-    assert "more than once" in refusal(write_submission, path, ["1", "1"], ["cat", "dog"], sample=None, classes=CLASSES)
-    with pytest.raises(ValueError, match="got 2 ids and 1 labels"):
+    assert "('1')" in refusal(write_submission, path, ["1", "1"], ["cat", "dog"], sample=None, classes=CLASSES)
+    with pytest.raises(ValueError, match="2 ids.*1 labels"):
         write_submission(path, ["1", "2"], ["cat"], sample=None, classes=CLASSES)
     write_submission(str(path), ["b", "a"], ["cat", "dog"], sample=None, classes=CLASSES)
     assert path.read_text() == "id,label\nb,cat\na,dog\n"
@@ -314,11 +315,11 @@ def test_probabilities_are_written_without_a_sample_and_bad_ones_refused(tmp_pat
     more = write_file(tmp_path, "id,cat,dog,fox\na,0,0,0\nb,0,0,0\n", "more.csv")
     fewer = write_file(tmp_path, "id,cat\na,0\nb,0\n", "fewer.csv")
     other = write_file(tmp_path, "id,cat,dog\na,0,0\nc,0,0\n", "other.csv")
-    for sample, why in ((more, "'fox'"), (fewer, "no column for 1 of the 2 classes ('dog')"), (other, "'c'")):
+    for sample, why in ((more, "'fox'"), (fewer, "('dog')"), (other, "'c'")):
         assert why in refusal(write_probabilities, path, ["a", "b"], p, sample=sample, classes=["cat", "dog"])
     true = write_file(tmp_path, "id,label\na,cat\nb,dog\n", "true.csv")
-    for row, why in (("a,nan,1", "between 0 and 1"), ("a,-1,2", "between"), ("a,x,1", "between"), ("a,.2,.2", "add up to 0.4"),
-                     ("b,1,0", "also on line 2"), ("c,1,0", "lacks 1 ids")):  # fmt: skip
+    for row, why in (("a,nan,1", "'nan'"), ("a,-1,2", "'-1'"), ("a,x,1", "'x'"), ("a,.2,.2", "0.4"),
+                     ("b,1,0", "line 2"), ("c,1,0", "('a')")):  # fmt: skip
         assert why in refusal(score, write_file(tmp_path, f"id,cat,dog\nb,1,0\n{row}\n"), true)
 
 
@@ -337,9 +338,7 @@ def test_probabilities_may_include_classes_without_a_true_label(tmp_path: Path) 
     assert (
         score(write_file(tmp_path, unnamed), true).log_loss == found.log_loss
     )  # with the index column that pandas writes
-    assert "between 0 and 1" in refusal(
-        score, write_file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true
-    )
+    assert "'x'" in refusal(score, write_file(tmp_path, "id,cat,frog,usage\na,1,0,x\nb,1,0,x\nc,1,0,x\n"), true)
     many = ",".join(["id,cat,frog", *map(str, range(3000))]) + "\n"
     assert "3002 columns" in refusal(score, write_file(tmp_path, many), true)
 
@@ -369,10 +368,10 @@ def test_labels_that_are_not_classes_count_as_wrong(tmp_path: Path) -> None:
 def test_score_refuses_missing_ids_and_bad_true_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = write_file(tmp_path, "id,label\n1,cat\n", "given.csv")
     true = write_file(tmp_path, "id,label\n1,cat\n2,cat\n3,cat\n4,cat\n5,cat\n")
-    assert "lacks 4 ids" in refusal(score, given, true)
+    assert "4 ids" in refusal(score, given, true)
     assert "('2', '3', '4', ...)" in refusal(score, given, true)
     for content in ("id,label\n", "id,label\n1,\n"):
-        assert "true labels" in refusal(score, given, write_file(tmp_path, content))
+        assert "'label'" in refusal(score, given, write_file(tmp_path, content))
     monkeypatch.setattr(submission, "_MOST_CLASSES", 1)
     assert "2 different labels" in refusal(score, given, write_file(tmp_path, "id,label\n1,1.png\n2,2.png\n"))
 

@@ -197,7 +197,7 @@ def test_class_names_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     for colour in (torch.rand(2, 3, 8, 8), torch.rand(2, 8, 8, 3).numpy(), torch.rand(2, 4, 8, 8).bfloat16()):
         assert d2l.show_images(colour, 1, 2)[1].images[0].get_array().shape[:2] == (8, 8)
     for bad in (torch.rand(2, 2, 8, 8), torch.rand(8, 8), torch.rand(1, 1, 1, 8, 8), [None], ["a.png"]):
-        with pytest.raises(CnnlabError, match="image 1 is"):
+        with pytest.raises(CnnlabError, match=r"image 1\b"):
             d2l.show_images(bad, 1, 2)
     for arguments in ((x, 0, 2), (x, 1, 2.5), (None, 1, 2)):
         with pytest.raises(CnnlabError):
@@ -239,7 +239,7 @@ def test_accumulator() -> None:
     metric.add(1, torch.tensor(1), 1.0)
     assert [metric[0], metric[1], metric[2]] == [2.5, 3.0, 4.0]
     assert metric[0] / metric[2] == 0.625
-    with pytest.raises(CnnlabError, match="got 2 values"):
+    with pytest.raises(CnnlabError, match=r"Accumulator\(3\).*\b2 values"):
         metric.add(1, 2)
     metric.reset()
     assert metric.data == [0.0, 0.0, 0.0]
@@ -247,7 +247,7 @@ def test_accumulator() -> None:
 
 def test_timer() -> None:
     timer = d2l.Timer()
-    with pytest.raises(CnnlabError, match="call stop first"):
+    with pytest.raises(CnnlabError, match=r"Timer\.avg.*stop"):
         timer.avg()
     spans = [timer.stop()]
     timer.start()
@@ -294,11 +294,11 @@ def test_evaluating_modules_and_functions() -> None:
     assert got == d2l.evaluate_accuracy(net, data) == d2l.evaluate_accuracy_gpu(net, list(data), "cpu") == correct / 50
     listed = [([x], y) for x, y in data]  # the first item of a pair may be a list
     assert d2l.evaluate_accuracy_gpu(lambda xs: net(xs[0]), listed, CPU) == got
-    with pytest.raises(CnnlabError, match="no images"):
+    with pytest.raises(CnnlabError, match="data_iter"):
         d2l.evaluate_accuracy_gpu(net, [])
     with pytest.raises(CnnlabError, match="drop_last"):
         d2l.evaluate_accuracy_gpu(net, DataLoader(TensorDataset(torch.rand(8, 784), truth[:8]), 32, drop_last=True))
-    with pytest.raises(CnnlabError, match="batch 1 is a Tensor"):
+    with pytest.raises(CnnlabError, match=r"batch 1\b.*\bTensor"):
         d2l.evaluate_accuracy_gpu(net, [torch.rand(2, 784)])
     with pytest.raises(CnnlabError, match="tuple of 3"):
         d2l.evaluate_accuracy_gpu(net, [(1, 2, 3)])
@@ -403,7 +403,7 @@ def test_every_kind_of_iterable_is_accepted() -> None:
         found.append(d2l.train_ch6(small_net(), train_iter, loader, 2, 0.1, CPU).batch_losses)
     assert all(losses == pytest.approx(found[0]) for losses in found)
     assert len(d2l.train_ch6(small_net(), (pair for pair in pairs), data, 1, 0.1).rows) == 1
-    with pytest.raises(CnnlabError, match="no batches in epoch 2"):
+    with pytest.raises(CnnlabError, match="train_iter.*epoch 2"):
         d2l.train_ch6(small_net(), (pair for pair in pairs), data, 2, 0.1)
 
 
@@ -442,35 +442,35 @@ def tiny_network(outputs: int = 3, *more: nn.Module) -> nn.Sequential:
 
 X4, Y4 = torch.arange(4 * 36.0).view(4, 1, 6, 6) / 144, torch.tensor([0, 1, 2, 1])
 BAD_BATCHES: dict[str, tuple[object, str]] = {
-    "beyond": ((X4, torch.tensor([0, 1, 2, 7])), "from 0 to 7; the network has 3 outputs"),
-    "negative": ((X4, torch.tensor([0, 1, -1, 2])), "batch 1: a label is -1"),
-    "ignored": ((X4, torch.tensor([0, 1, -100, 2])), "a label is -100"),
-    "float": ((X4, Y4.float()), r"labels are float32; .* y.long()"),
-    "soft": ((X4, torch.full((4, 3), 1 / 3)), r"a number for each class; .* y.argmax\(1\)"),
-    "float column": ((X4, Y4.float()[:, None]), r"labels are float32; .* y.long()"),
-    "one-hot": ((X4, F.one_hot(Y4, 3)), r"one-hot; pass y.argmax\(1\)"),
-    "channels": ((X4.expand(4, 3, 6, 6), Y4), "have 3 channels, but the network takes 1"),
+    "beyond": ((X4, torch.tensor([0, 1, 2, 7])), r"\b0 to 7\b.*\b3 outputs"),
+    "negative": ((X4, torch.tensor([0, 1, -1, 2])), r"batch 1\b.* -1\b"),
+    "ignored": ((X4, torch.tensor([0, 1, -100, 2])), r" -100\b"),
+    "float": ((X4, Y4.float()), r"float32.*y\.long\(\)"),
+    "soft": ((X4, torch.full((4, 3), 1 / 3)), r"\(4, 3\).*float32.*y\.argmax\(1\)"),
+    "float column": ((X4, Y4.float()[:, None]), r"float32.*y\.long\(\)"),
+    "one-hot": ((X4, F.one_hot(Y4, 3)), r"one-hot.*y\.argmax\(1\)"),
+    "channels": ((X4.expand(4, 3, 6, 6), Y4), r"\b3 channels\b.* 1\b"),
     "flat": ((X4.flatten(1), Y4), r"X.reshape\(-1, 1, 6, 6\)"),
     "no channels": ((X4[:, 0], Y4), r"X.unsqueeze\(1\)"),
     "one without channels": ((X4[:1, 0], Y4[:1]), r"X.unsqueeze\(1\)"),
     "channels last": ((X4.permute(0, 2, 3, 1), Y4), r"X.permute\(0, 3, 1, 2\)"),
     "colour last": ((X4.permute(0, 2, 3, 1).expand(4, 6, 6, 3), Y4), r"X.permute\(0, 3, 1, 2\)"),
-    "float16": ((X4.half(), Y4), r"images are float16, .* X.float\(\)"),
-    "bfloat16": ((X4.bfloat16(), Y4), r"images are bfloat16, .* X.float\(\)"),
+    "float16": ((X4.half(), Y4), r"\bfloat16.*X\.float\(\)"),
+    "bfloat16": ((X4.bfloat16(), Y4), r"\bbfloat16.*X\.float\(\)"),
     "complex": ((X4.to(torch.complex64), Y4), r"X.abs\(\)"),
-    "small": ((X4[:, :, :2, :2], Y4), "does not accept images of shape"),
-    "uint8": (((X4 * 255).byte(), Y4), r"images are uint8; convert them"),
+    "small": ((X4[:, :, :2, :2], Y4), r"\(4, 1, 2, 2\)"),
+    "uint8": (((X4 * 255).byte(), Y4), r"\buint8.*X\.float\(\) / 255"),
     "float64": ((X4.double(), Y4), "float64|double"),
     "nan": ((X4.masked_fill(X4 > 0.9, torch.nan), Y4), "NaN or Inf"),
     "inf": ((X4.masked_fill(X4 > 0.9, torch.inf), Y4), "NaN or Inf"),
-    "fewer labels": ((X4, Y4[:3]), "labels of shape"),
-    "scalar": ((X4, torch.tensor(1)), "labels of shape"),
-    "wide labels": ((X4, torch.ones(4, 2, dtype=torch.long)), "labels of shape"),
-    "dict": ({"image": X4, "label": Y4}, "batch 1 is a dict"),
-    "numpy": ((X4.numpy(), Y4), "its images are a ndarray"),
-    "list of labels": ((X4, [0, 1, 2, 1]), "its labels are a list"),
-    "images only": (X4, "batch 1 is a Tensor"),
-    "no labels": ((X4, None), "its labels are a NoneType"),
+    "fewer labels": ((X4, Y4[:3]), r"labels.*\(3,\)"),
+    "scalar": ((X4, torch.tensor(1)), r"labels.*\(\)"),
+    "wide labels": ((X4, torch.ones(4, 2, dtype=torch.long)), r"labels.*\(4, 2\)"),
+    "dict": ({"image": X4, "label": Y4}, r"batch 1\b.*\bdict"),
+    "numpy": ((X4.numpy(), Y4), r"images.*\bndarray"),
+    "list of labels": ((X4, [0, 1, 2, 1]), r"labels.*\blist"),
+    "images only": (X4, r"batch 1\b.*\bTensor"),
+    "no labels": ((X4, None), "labels.*NoneType"),
 }
 
 
@@ -506,15 +506,15 @@ class Returns(nn.Module):
 
 
 BAD_NETWORKS: dict[str, tuple[object, str]] = {
-    "tuple": (Returns(lambda out: (out, 0)), "returns a tuple"),
-    "dict": (Returns(lambda out: {"logits": out}), "returns a dict"),
-    "None": (Returns(lambda _: None), "returns None"),
-    "unflattened": (Returns(lambda out: out[..., None, None]), r"shape \(B, 3, 1, 1\); .*Flatten"),
-    "function": (lambda x: x, "net is a function"),
-    "class": (nn.Sequential, r"class Sequential; create .* Sequential\(...\)"),
-    "no weights": (nn.Flatten(), "no weights to train"),
-    "frozen": (tiny_network().requires_grad_(requires_grad=False), "no weights to train"),
-    "none at all": (None, "net is None"),
+    "tuple": (Returns(lambda out: (out, 0)), r"network.*\btuple\b"),
+    "dict": (Returns(lambda out: {"logits": out}), r"network.*\bdict\b"),
+    "None": (Returns(lambda _: None), r"network.*\bNone\b"),
+    "unflattened": (Returns(lambda out: out[..., None, None]), r"\(B, 3, 1, 1\).*Flatten"),
+    "function": (lambda x: x, r"\bnet\b.*\bfunction"),
+    "class": (nn.Sequential, r"Sequential.*Sequential\(\.\.\.\)"),
+    "no weights": (nn.Flatten(), r"\bnet\b.*requires_grad"),
+    "frozen": (tiny_network().requires_grad_(requires_grad=False), r"\bnet\b.*requires_grad"),
+    "none at all": (None, r"\bnet\b.*\bNone\b"),
 }
 
 
@@ -558,8 +558,8 @@ def test_after_a_device_side_assert_nothing_is_read_from_the_gpu() -> None:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
     for y, why in (
-        (Y4.as_subclass(Lost), "labels beyond the network's outputs; number"),
-        (Y4, "labels from 0 to 2; number"),
+        (Y4.as_subclass(Lost), r"batch 1: labels(?!.* to \d)"),
+        (Y4, r"labels.*\b0 to 2\b"),
     ):
         with pytest.raises(CnnlabError, match=why), explained(tiny_network(), X4, y, "batch 1"):
             raise RuntimeError("CUDA error: device-side assert triggered")
@@ -586,30 +586,30 @@ def test_labels_of_any_integer_type(dtype: torch.dtype, column: bool) -> None:
 def test_predictions_in_a_column_are_compared_one_by_one() -> None:
     assert d2l.accuracy(torch.tensor([[0], [1], [1]]), torch.tensor([0, 1, 2])) == 2
     assert d2l.accuracy(torch.eye(3), torch.tensor([[0], [1], [0]])) == 2
-    with pytest.raises(CnnlabError, match="predictions of shape"):
+    with pytest.raises(CnnlabError, match=r"\(3,\).*\(2,\)"):
         d2l.accuracy(torch.eye(3), torch.tensor([0, 1]))
     assert d2l.accuracy(torch.eye(3).numpy(), Y4[:3].numpy()) == 3
     assert d2l.accuracy([[1, 0], [0, 1]], [0, 0]) == 1
     for bad in ("cat", {"a": 1}, [[1], [2, 3]], None):
-        with pytest.raises(CnnlabError, match="pass tensors or arrays"):
+        with pytest.raises(CnnlabError, match="accuracy.*tensors"):
             d2l.accuracy(bad, torch.tensor([0]))
 
 
 def test_a_last_batch_of_one_with_batch_norm_is_an_error() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.BatchNorm1d(3))
-    with pytest.raises(CnnlabError, match="batch 2 of train_iter: batch norm .*drop_last=True"):
+    with pytest.raises(CnnlabError, match="batch 2 of train_iter.*batch norm.*drop_last=True"):
         d2l.train_ch6(net, [(X4, Y4), (X4[:1], Y4[:1])], [(X4, Y4)], 1, 0.1, "cpu")
     trainer = torch.optim.Adam(net.parameters())
-    with pytest.raises(CnnlabError, match="the batch: batch norm"):
+    with pytest.raises(CnnlabError, match="batch norm.*drop_last=True"):
         d2l.train_batch_ch13(net, X4[:1], Y4[:1], nn.CrossEntropyLoss(), trainer, [torch.device("cpu")])
     d2l.evaluate_accuracy(net, [(X4[:1], Y4[:1])])  # works, in eval mode
     late = [(X4, Y4), (X4 * torch.nan, Y4)]
-    with pytest.raises(CnnlabError, match="batch 2 of train_iter has images with NaN"):
+    with pytest.raises(CnnlabError, match="batch 2 of train_iter.*NaN"):
         d2l.train_ch6(tiny_network(), late, [(X4, Y4)], 1, 0.1, "cpu")
-    with pytest.raises(CnnlabError, match="has no batches"):
+    with pytest.raises(CnnlabError, match="NoneType.*DataLoader"):
         d2l.train_ch6(tiny_network(), None, [(X4, Y4)], 1, 0.1, "cpu")  # type: ignore[arg-type]
     lazy = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(3))
-    with pytest.raises(CnnlabError, match="the first batch of train_iter: the images have 3"):
+    with pytest.raises(CnnlabError, match=r"first batch of train_iter.*\b3 channels"):
         d2l.train_ch6(lazy, [(X4.expand(4, 3, 6, 6), Y4)], [(X4, Y4)], 1, 0.1, "cpu")
 
 
@@ -759,14 +759,14 @@ def test_a_residual_block_adds_its_input() -> None:
 
 @pytest.mark.parametrize("arguments", [(), (0, 3), (3, 0), (3, 6, True, 0), (6, True, True), ("3", 3), (3, 6, 2)])
 def test_residual_refuses_other_arguments(arguments: tuple[object, ...]) -> None:
-    with pytest.raises(CnnlabError, match="fits neither"):
+    with pytest.raises(CnnlabError, match=r"Residual\(input_channels.*Residual\(num_channels"):
         d2l.Residual(*arguments)
 
 
 def test_residual_refuses_shapes_that_cannot_be_added() -> None:
-    with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
+    with pytest.raises(CnnlabError, match="use_1x1conv=True"):
         d2l.Residual(3, 6)(torch.rand(1, 3, 4, 4))
-    with pytest.raises(CnnlabError, match="pass use_1x1conv=True"):
+    with pytest.raises(CnnlabError, match="use_1x1conv=True"):
         d2l.Residual(3, strides=2)(torch.rand(1, 3, 4, 4))
 
 
@@ -823,7 +823,7 @@ def test_a_batch_is_trained_on_the_sum_of_its_losses_or_their_mean() -> None:
 def test_a_learning_rate_for_the_mean_loss_gets_a_warning() -> None:
     net, x, y = linear_layer(), torch.randn(128, 3), torch.arange(128) % 2
     each = nn.CrossEntropyLoss(reduction="none")
-    with pytest.warns(UserWarning, match=r"12\.8 on their mean.*mean=True"):
+    with pytest.warns(UserWarning, match=r"\b12\.8\b.*mean=True"):
         d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU])
     # No warnings for these; warnings are errors here.
     d2l.train_batch_ch13(net, x, y, each, torch.optim.SGD(net.parameters(), lr=0.1), [CPU], mean=True)
@@ -922,29 +922,29 @@ def test_failed_downloads_are_one_line(hub: Path, tmp_path: Path, monkeypatch: p
             d2l.download_extract(name)
         assert "\n" not in str(caught.value)
 
-    fails("cifar10_tinny", "did you mean cifar10_tiny")
+    fails("cifar10_tinny", r"'cifar10_tinny'.*cifar10_tiny\b")
     (tmp_path / "table.csv.gz").write_bytes(b"\x1f\x8b")
     monkeypatch.setitem(d2l.DATA_HUB, "table", url_and_sha1(tmp_path / "table.csv.gz"))
-    fails("table", "tar.gz")
+    fails("table", r"table\.csv\.gz.*\.tgz")
     monkeypatch.setitem(d2l.DATA_HUB, "odd", "an address")
     fails("odd", "pair")
     (hub / "text.txt").write_text("text")
     monkeypatch.setitem(d2l.DATA_HUB, "text", url_and_sha1(hub / "text.txt"))
-    fails("text", r"use a \.zip, \.tar")
+    fails("text", r"text\.txt.*\.zip, \.tar")
     (hub / "false.zip").write_text("no zip")
     monkeypatch.setitem(d2l.DATA_HUB, "false", url_and_sha1(hub / "false.zip"))
     fails("false", "damaged")
     (tmp_path / "data-here" / "false.zip").write_text("something else")
-    fails("false", "SHA-1 is not.*delete it")
+    fails("false", r"false\.zip.*SHA-1.*DATA_HUB\['false'\]")
     (hub / "wrong.zip").write_text("wrong")
     monkeypatch.setitem(d2l.DATA_HUB, "wrong", ((hub / "wrong.zip").as_uri(), "0" * 40))
-    fails("wrong", "wrong checksum.*SHA1 0000")
+    fails("wrong", "checksum.*SHA1 0000")
     monkeypatch.setitem(d2l.DATA_HUB, "nowhere", ((hub / "nowhere.zip").as_uri(), "0" * 40))
-    fails("nowhere", "cannot download nowhere.zip")
+    fails("nowhere", r"nowhere\.zip")
     with tarfile.open(hub / "evil.tar", "w") as tar:
         tar.add(hub / "text.txt", "../../evil.txt")
     monkeypatch.setitem(d2l.DATA_HUB, "evil", url_and_sha1(hub / "evil.tar"))
-    fails("evil", "leads outside")
+    fails("evil", r"evil\.tar.*outside")
     assert not (tmp_path / "evil.txt").exists()
 
 
@@ -1009,13 +1009,13 @@ def test_images_that_cannot_be_sorted_are_errors(tiny_competition: Path, tmp_pat
             d2l.reorg_train_valid(tiny_competition, labels, ratio)
     with pytest.raises(CnnlabError, match="'cat'"):
         d2l.reorg_train_valid(tiny_competition, {**labels, "99": "cat"}, 0.1)
-    with pytest.raises(CnnlabError, match=r"24\.png has no label"):
+    with pytest.raises(CnnlabError, match=r"24\.png\b.*label"):
         d2l.reorg_train_valid(tiny_competition, {k: v for k, v in labels.items() if k != "24"}, 0.1)
-    with pytest.raises(CnnlabError, match="cannot be a folder's name"):
+    with pytest.raises(CnnlabError, match=r"'\.\./out'"):
         d2l.reorg_train_valid(tiny_competition, dict.fromkeys(labels, "../out"), 0.1)
-    with pytest.raises(CnnlabError, match="labels is empty"):
+    with pytest.raises(CnnlabError, match=r"\blabels\b.*read_csv_labels"):
         d2l.reorg_train_valid(tiny_competition, {}, 0.1)
-    with pytest.raises(CnnlabError, match="unpack the competition's archives"):
+    with pytest.raises(CnnlabError, match=f"{tmp_path / 'none'}.*archives"):
         d2l.reorg_test(tmp_path / "none")
     assert not (tiny_competition / "train_valid_test").exists()
 
@@ -1026,7 +1026,7 @@ def test_copyfile(tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "er" / "a.txt").read_text() == "a"
     assert not (tmp_path / "deep" / "er" / "a.txt").samefile(tmp_path / "a.txt")
     d2l.copyfile(tmp_path / "a.txt", tmp_path)  # onto itself
-    with pytest.raises(CnnlabError, match="cannot copy"):
+    with pytest.raises(CnnlabError, match=r"b\.txt.*deep"):
         d2l.copyfile(tmp_path / "b.txt", tmp_path / "deep")
 
 
@@ -1045,10 +1045,12 @@ def test_a_script_prints_values_and_saves_the_figure(tmp_path: Path, capsys: pyt
     animator = d2l.Animator(xlabel="epoch", xlim=[1, 2], legend=legend)
     add_epochs(animator)
     file = tmp_path / "figures" / "curve-1.png"
-    assert lines(capsys.readouterr().err) == [
+    *values, last = lines(capsys.readouterr().err)
+    assert values == [
         "epoch 1: train loss 1.000, train acc 0.500", "epoch 1: test acc 0.600",
-        "epoch 2: train loss 0.500, train acc 0.600", "epoch 2: test acc 0.600", f"the curve is in {file}",
+        "epoch 2: train loss 0.500, train acc 0.600", "epoch 2: test acc 0.600",
     ]  # fmt: skip
+    assert last.endswith(str(file))
     with Image.open(file) as image:
         assert image.width > 300
     before = file.read_bytes()
@@ -1079,13 +1081,13 @@ def test_matplotlib_is_imported_only_when_needed(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert len(lines(run.stdout)) == 3
-    assert lines(run.stderr)[-1] == f"the curve is in {tmp_path / 'figures' / 'curve-1.png'}"
+    assert lines(run.stderr)[-1].endswith(str(tmp_path / "figures" / "curve-1.png"))
 
 
 def test_training_continues_if_the_figure_cannot_be_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "figures").write_text("a file is in the way")
     add_epochs(d2l.Animator(xlim=[1, 2]))
-    assert lines(capsys.readouterr().err)[-1].startswith("cannot save the curve")
+    assert re.search(rf"{tmp_path / 'figures'}.*File exists", lines(capsys.readouterr().err)[-1])
 
 
 def test_the_animator_takes_any_number_of_points(capsys: pytest.CaptureFixture[str]) -> None:

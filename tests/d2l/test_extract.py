@@ -64,7 +64,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, kind: str) -> None:
             info = tarfile.TarInfo("1.txt")
             info.size = 2 << 30
             tar.addfile(info)  # the content does not matter: the size is checked first
-    with pytest.raises(CnnlabError, match="would unpack to more"):
+    with pytest.raises(CnnlabError, match="1,073,741,824 bytes"):
         extract(path, tmp_path)
     assert [f.name for f in tmp_path.iterdir()] == [path.name]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -118,7 +119,7 @@ def test_a_7z_whose_last_file_has_a_negative_size_is_refused(tmp_path: Path) -> 
     content = (tmp_path / "a.7z").read_bytes()
     assert content.count((0x83E8).to_bytes(2, "big")) == 1  # 1000, as 7z encodes it
     (tmp_path / "a.7z").write_bytes(correct_7z(content.replace((0x83E8).to_bytes(2, "big"), b"\x8f\xff")))
-    assert refusal(tmp_path / "a.7z").startswith("a.7z is damaged or incomplete: 2.png has a negative size")
+    assert re.search(r"damaged.*2\.png.*size", refusal(tmp_path / "a.7z"))
 
 
 def test_directories_are_skipped_silently(tmp_path: Path) -> None:
@@ -139,21 +140,21 @@ def test_directories_are_skipped_silently(tmp_path: Path) -> None:
 def test_paths_that_lead_outside_are_refused(tmp_path: Path, kind: str) -> None:
     names = ["/etc/1.png", "../1.png", "train/../../1.png", "C:/1.png", "c:1.png", "..\\1.png", "/x.txt"]
     for name in [*names, "train\\1.png"] if kind == ".zip" else names:  # py7zr reads the last as train/1.png
-        assert "leads outside" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
+        assert "outside" in refusal(pack(tmp_path / f"a{kind}", [("0.png", png()), (name, png())]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_members_with_the_same_name_are_refused(tmp_path: Path, kind: str) -> None:
     with pytest.warns() if kind == ".zip" else NoContext():  # zipfile warns, too
         path = pack(tmp_path / f"a{kind}", [("1.png", png()), ("1.png", png(3))])
-    assert "1.png occurs twice" in refusal(path)
+    assert re.search(r"1\.png.*twice", refusal(path))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_names_cannot_add_lines_or_control_the_terminal(tmp_path: Path, kind: str) -> None:
     with pytest.warns() if kind == ".zip" else NoContext():
         path = pack(tmp_path / f"a{kind}", [("1\n\x1b[2J.png", png())] * 2)
-    assert r"1\n\u001b[2J.png occurs twice" in refusal(path)
+    assert re.search(r"1\\n\\u001b\[2J\.png.*twice", refusal(path))
 
 
 def test_links_and_devices_are_refused(tmp_path: Path) -> None:
@@ -175,11 +176,11 @@ def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, kind: str, m
     monkeypatch.setattr(base, "MEMBER_LIMIT", 1 << 20)
     monkeypatch.setattr(base, "TOTAL_LIMIT", 3 << 20)
     one = pack(tmp_path / f"one{kind}", [("0.png", png()), ("1.png", bytes((1 << 20) + 1))])
-    assert "1.png has 1,048,577 bytes" in refusal(one, lambda archive: pytest.fail("it was opened"))
+    assert re.search(r"1\.png.*1,048,577 bytes", refusal(one, lambda archive: pytest.fail("it was opened")))
     many = pack(tmp_path / f"many{kind}", [(f"{i}.png", bytes(1 << 20)) for i in range(4)])
-    assert "would unpack to more than" in refusal(many, lambda archive: pytest.fail("it was opened"))
+    assert "3,145,728 bytes" in refusal(many, lambda archive: pytest.fail("it was opened"))
     hidden = pack(tmp_path / f"hidden{kind}", [("x.txt", bytes(9 << 20)), ("1.png", png())])
-    assert "would unpack to more than" in refusal(hidden, lambda archive: pytest.fail("it was opened"))
+    assert "3,145,728 bytes" in refusal(hidden, lambda archive: pytest.fail("it was opened"))
 
 
 @pytest.mark.parametrize("size", [5, 100_000_000, 0xFFFFFFF0])
@@ -219,12 +220,12 @@ def test_encrypted_archives_are_refused(tmp_path: Path) -> None:
     for headers in (False, True):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", password="p", header_encryption=headers) as seven:
             seven.writestr(png(), "1.png")
-        assert "is encrypted; unpack it" in refusal(tmp_path / "a.7z")
+        assert "encrypted" in refusal(tmp_path / "a.7z")
     path = pack(tmp_path / "a.zip", [("1.png", png())])
     content = bytearray(path.read_bytes())
     content[content.rindex(b"PK\1\2") + 8] |= 1
     path.write_bytes(content)
-    assert "is encrypted; unpack it" in refusal(path)
+    assert "encrypted" in refusal(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -235,7 +236,7 @@ def test_an_archive_truncated_anywhere_is_refused(tmp_path: Path, kind: str) -> 
     end = len(good) - 1
     for length in sorted({0, 1, 5, 31, 32, 100, *range(0, end, 2048), end - 10, *rng.sample(range(end), 6)}):
         path.write_bytes(good[:length])
-        assert "damaged or incomplete" in refusal(path), length
+        assert "damaged" in refusal(path), length
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -288,14 +289,14 @@ def test_7z_methods_without_a_bound_on_memory_are_refused(tmp_path: Path) -> Non
     for codec in ("DEFLATE", "ZSTD"):
         with py7zr.SevenZipFile(tmp_path / "a.7z", "w", filters=[{"id": getattr(py7zr, f"FILTER_{codec}")}]) as seven:
             seven.writestr(png(), "1.png")
-        assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.7z")
+        assert "compression method" in refusal(tmp_path / "a.7z")
 
 
 def test_zip_methods_without_a_bound_on_memory_are_refused(tmp_path: Path) -> None:
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as zipped:
             zipped.writestr("1.png", png())
-        assert "uses an unsupported compression method; unpack" in refusal(tmp_path / "a.zip")
+        assert "compression method" in refusal(tmp_path / "a.zip")
 
 
 def write_7z_with_list(path: Path, members: bytes = b"", method: str = "LZMA2") -> Path:
@@ -334,9 +335,9 @@ def test_a_7z_whose_list_of_members_is_a_bomb_is_refused(tmp_path: Path, monkeyp
     plain[12:28] = (0).to_bytes(8, "little") + (1 << 19).to_bytes(8, "little")
     (tmp_path / "d.7z").write_bytes(plain)
     monkeypatch.setattr(py7zr, "SevenZipFile", lambda path: pytest.fail("py7zr was asked"))
-    assert "its list of members unpacks to 1,048,583 bytes, too much for an archive of" in refusal(bomb)
-    assert "the list of members of c.7z uses an unsupported compression method" in refusal(odd)
-    assert "its list of members unpacks to 524,288 bytes" in refusal(tmp_path / "d.7z")
+    assert re.search("members.*1,048,583 bytes", refusal(bomb))
+    assert re.search(r"members.*c\.7z.*compression method", refusal(odd))
+    assert re.search("members.*524,288 bytes", refusal(tmp_path / "d.7z"))
 
 
 def test_a_zip_with_undecodable_names_is_refused(tmp_path: Path) -> None:
@@ -344,7 +345,7 @@ def test_a_zip_with_undecodable_names_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for bad in (content.replace("ü".encode(), b"\xff\xff"), content.replace("ü".encode(), b"\xff\xff", 1)):
         path.write_bytes(bad)
-        assert "damaged or incomplete" in refusal(path)
+        assert "damaged" in refusal(path)
 
 
 def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_links_in_a_folder_stay_inside(tmp_path: Path) -> None:
     for target in ("mine.png", "private"):
         link = tmp_path / "train" / "a" / target
         link.symlink_to(tmp_path / target)
-        with pytest.raises(CnnlabError, match=f"{target}' is a link that leads outside .*train; put the images"):
+        with pytest.raises(CnnlabError, match=f"{target}'.*link.*outside.*train"):
             open_archive(tmp_path / "train")
         assert list(image_files(tmp_path / "train"))  # the source `folder:` follows symlinks
         link.unlink()
@@ -370,10 +371,10 @@ def test_files_that_are_not_archives_are_refused(tmp_path: Path) -> None:
     assert ".7z or .zip" in refusal(tmp_path / "a.rar")
     for kind in KINDS:
         (tmp_path / f"a{kind}").write_bytes(b"<html>Sign in</html>" * 100)
-        assert "web page (HTML); log in" in refusal(tmp_path / f"a{kind}")
+        assert "web page (HTML)" in refusal(tmp_path / f"a{kind}")
         (tmp_path / f"a{kind}").write_bytes(b"")
-        assert "it is empty" in refusal(tmp_path / f"a{kind}")
-        with pytest.raises(CnnlabError, match=r"none\.7z does not exist"):
+        assert "empty" in refusal(tmp_path / f"a{kind}")
+        with pytest.raises(CnnlabError, match=rf"none\{kind} .*folder"):
             open_archive(tmp_path / f"none{kind}")
 
 
@@ -415,7 +416,7 @@ def test_files_given_instead_of_an_archive_are_named(tmp_path: Path, name: str, 
 
 def test_a_workbook_is_not_read_as_an_archive_of_images(tmp_path: Path) -> None:
     for name in ("a.xlsx", "a.zip"):
-        assert "an Excel workbook; give the folder or archive" in refusal(workbook(tmp_path / name))
+        assert "an Excel workbook" in refusal(workbook(tmp_path / name))
 
 
 def test_archives_are_identified_by_their_content(tmp_path: Path) -> None:

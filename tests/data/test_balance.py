@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,11 +142,11 @@ def test_a_training_explains_what_balance_does(cnnlab: Command, tmp_path: Path) 
     assert "balance=weights" in hint
     assert not list(balance_lines(image_set([6, 29]), "none"))
     (line,) = balance_lines(images, "weights")
-    assert "c0 (3 images) has weight 5" in line  # 30 / (2 * 3)
+    assert re.search(r"c0 \(3 images\).*\bweight 5\b", line)  # 30 / (2 * 3)
     (line,) = balance_lines(image_set([4, 4]), "weights")
-    assert "all classes have 4 images" in line
+    assert "4 images" in line
     line, own = balance_lines(image_set([3, 27], [0.5] * 20 + [2.0] * 10), "sampler")
-    assert "c0 (3 images) 5 times" in line
+    assert re.search(r"c0 \(3 images\).*\b5 times", line)
     assert "0.5 to 2 times" in own
     for name, count, level in (("rare", 3, 200), ("common", 30, 50)):
         (tmp_path / name).mkdir()
@@ -154,7 +155,7 @@ def test_a_training_explains_what_balance_does(cnnlab: Command, tmp_path: Path) 
     common = ("train", "--data", f"folder:{tmp_path}", "--epochs", 1, "--set")
     answer = cnnlab(*common, "balance=weights")
     assert answer.returncode == 0, answer.stderr
-    assert "balance: weights; in the loss, an image of rare (2 images)" in answer.stderr
+    assert re.search(r"balance: weights.*\brare \(2 images\)", answer.stderr)
     assert "balance='wieghts'" in one_line_error(cnnlab(*common, "balance=wieghts"))
 
 

@@ -69,7 +69,7 @@ def test_torchvision_sets_are_downloaded_by_cnnlab(
 ) -> None:
     eurosat(server, monkeypatch)
     server.break_after = 500
-    with pytest.raises(CnnlabError, match=r"cannot download EuroSAT\.zip.*continues where it stopped"):
+    with pytest.raises(CnnlabError, match=r"EuroSAT\.zip"):
         load("torchvision:EuroSAT", tmp_path)
     server.break_after = None
     found = load("torchvision:EuroSAT", tmp_path)
@@ -125,15 +125,15 @@ def test_a_set_that_generates_its_images_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("torchvision:Flower102", "did you mean Flowers102"),
-        ("torchvision:CocoDetection", "set of labelled images"),
-        ("torchvision:EMNIST", "write emnist:balanced"),
-        ("torchvision:UCF101", "set of labelled images"),
-        ("torchvision:", "write torchvision:NAME"),
-        ("torchvision:ImageNet", "put its files into"),
-        ("hf:", "write hf:NAME"),
-        ("hf:./nowhere", "does not exist"),
-        ("hug:x", "unknown source"),
+        ("torchvision:Flower102", "'Flower102'.*Flowers102"),
+        ("torchvision:CocoDetection", "torchvision:CocoDetection .*EuroSAT"),
+        ("torchvision:EMNIST", "emnist:balanced"),
+        ("torchvision:UCF101", "torchvision:UCF101 .*EuroSAT"),
+        ("torchvision:", "torchvision:NAME"),
+        ("torchvision:ImageNet", "torchvision:ImageNet.*files"),
+        ("hf:", "hf:NAME"),
+        ("hf:./nowhere", r"hf:\./nowhere"),
+        ("hug:x", "'hug:x'"),
     ],
 )
 def test_faults_are_one_line(tmp_path: Path, source: str, words: str) -> None:
@@ -196,7 +196,7 @@ def test_a_set_of_class_folders_is_read(hub: Path, tmp_path: Path) -> None:
 
 def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:
     for source in (f"hf:{hub / 'saved'}", f"hf:{hub / 'parquet'}"):
-        with pytest.raises(CnnlabError, match=r"'fine', 'coarse' could each be the label; set columns=label=fine"):
+        with pytest.raises(CnnlabError, match=r"'fine', 'coarse'.*columns=label=fine"):
             load(source, tmp_path)
         fine = load(source, tmp_path, columns="label=fine")
         assert fine.classes == ["x", "y", "z"]
@@ -207,7 +207,7 @@ def test_columns_are_found_by_type_and_name(hub: Path, tmp_path: Path) -> None:
         assert (species.classes, len(species), species.groups) == (["ant", "bee"], 5, None)
         assert any("1 train images" in text for text in species.warnings)
         assert load(source, tmp_path, columns="label=coarse").labels.tolist() == [0, 1, 0, 1, 0]
-        with pytest.raises(CnnlabError, match="no column 'nowhere'"):
+        with pytest.raises(CnnlabError, match="'nowhere'"):
             load(source, tmp_path, columns="label=nowhere")
 
 
@@ -231,8 +231,8 @@ def test_a_column_of_splits_is_honoured(tmp_path: Path) -> None:
     two = save_set(tmp_path / "two", train={"split": ["test"] * 4}, test={"split": ["train"] * 2})
     found = load(two, tmp_path)
     assert len(found) == 4
-    assert any("is not used" in note for note in found.notes)
-    with pytest.raises(CnnlabError, match="leave out columns=split=split"):
+    assert any("'split'" in note and "train, test" in note for note in found.notes)
+    with pytest.raises(CnnlabError, match="columns=split=split"):
         load(two, tmp_path, columns="split=split")
 
 
@@ -245,12 +245,12 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "words"),
     [
-        ({"train": {"split": ["train", None, "test"]}}, "row 1: the split is empty"),
-        ({"train": {"split": ["train", "often", "test"]}}, "row 1: the split is 'often'"),
-        ({"train": {"patient": ["a", None, "b"]}}, "row 1 of the train split: the group is empty.*columns=group="),
-        ({"train": {"weight": [1.0, None, 1.0]}}, "row 1 of the train split: the weight is empty"),
-        ({"train": {"weight": [1.0, 220.0, 512.0]}}, "goes from 1 to 512.*columns=weight="),
-        ({"train_1": {"x": [0, 1]}, "train_2": {"x": [0, 1]}}, "could each be the train split"),
+        ({"train": {"split": ["train", None, "test"]}}, "row 1.*split.*empty"),
+        ({"train": {"split": ["train", "often", "test"]}}, "row 1.*split.*'often'"),
+        ({"train": {"patient": ["a", None, "b"]}}, "row 1 .*train.*group.*columns=group="),
+        ({"train": {"weight": [1.0, None, 1.0]}}, "row 1 .*train.*weight.*columns=weight="),
+        ({"train": {"weight": [1.0, 220.0, 512.0]}}, r"\b1 to 512\b.*columns=weight="),
+        ({"train_1": {"x": [0, 1]}, "train_2": {"x": [0, 1]}}, "'train_1', 'train_2'.*train split"),
     ],
 )
 def test_faults_in_columns_and_splits_are_named(
@@ -323,7 +323,7 @@ def test_a_table_may_name_only_files_below_its_folder(tmp_path: Path) -> None:
         if good:
             assert len(load(source, tmp_path / "data", columns="path=image")) == 2
         else:
-            with pytest.raises(CnnlabError, match=r"not below|not a regular file"):
+            with pytest.raises(CnnlabError, match=r"below|regular file"):
                 load(source, tmp_path / "data", columns="path=image")
 
 

@@ -88,7 +88,7 @@ def test_a_download_is_verified_and_reported(server: Server, tmp_path: Path) -> 
 
 def test_a_download_resumes_where_it_was_interrupted(server: Server, tmp_path: Path) -> None:
     server.break_after = 700_000
-    with pytest.raises(CnnlabError, match="cannot download file.gz"):
+    with pytest.raises(CnnlabError, match=r"file\.gz"):
         download([server.url], tmp_path / "file.gz", md5=MD5)
     assert (tmp_path / "file.gz.part").stat().st_size == 700_000
     assert not (tmp_path / "file.gz").exists()
@@ -121,7 +121,7 @@ def test_a_complete_partial_file_is_not_downloaded_again(server: Server, tmp_pat
 
 def test_a_wrong_checksum_leaves_no_file_and_is_reported(server: Server, tmp_path: Path) -> None:
     server.content = b"an error page"
-    with pytest.raises(CnnlabError, match=r"wrong checksum \(13 bytes\).*by hand"):
+    with pytest.raises(CnnlabError, match=rf"checksum.*\b13 bytes\b.*{tmp_path}"):
         download([server.url], tmp_path / "file.gz", md5=MD5)
     assert parts(tmp_path) == []
 
@@ -145,7 +145,7 @@ def test_http_errors_are_one_line(server: Server, tmp_path: Path, status: int) -
 def test_no_network_is_one_line(tmp_path: Path) -> None:
     with Server() as closed:
         dead = closed.url
-    with pytest.raises(CnnlabError, match="check the network") as caught:
+    with pytest.raises(CnnlabError, match=dead) as caught:
         download([dead], tmp_path / "file.gz", md5=MD5)
     assert "\n" not in str(caught.value)
 
@@ -200,9 +200,7 @@ def test_fashion_mnist_is_downloaded_from_the_users_own_server(
     # the error names a truncated file and a remedy; the file stays
     file = here / "t10k-images-idx3-ubyte.gz"
     os.truncate(file, 1000)
-    with pytest.raises(
-        CnnlabError, match=r"t10k-images-idx3-ubyte\.gz \(1000 bytes\) is not the official file.*delete it"
-    ):
+    with pytest.raises(CnnlabError, match=r"t10k-images-idx3-ubyte\.gz.*\b1000 bytes\b.*official"):
         load_images("fashion-mnist", "test", SourceOptions(data_dir=tmp_path))
     assert file.stat().st_size == 1000
 
@@ -234,7 +232,7 @@ def test_waiting_for_another_process_is_reported_and_ends_with_it(server: Server
             holder.kill()  # at the first report; the system then releases the lock
 
         download([server.url], tmp_path / "file.gz", md5=MD5, report=report)
-    assert "waiting for another process" in reports[0]
+    assert "waiting" in reports[0]
     assert "file.gz.lock" in reports[0]
     assert not any("waiting" in what for what in reports[1:])
     assert (tmp_path / "file.gz").read_bytes() == CONTENT
@@ -268,6 +266,6 @@ def test_a_stalled_process_that_holds_the_lock_is_not_waited_for(
 
 
 def test_a_file_beyond_the_limit_is_refused_before_it_is_written(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match=r"has 2,097,152 bytes, and the limit is 1,000 bytes; put"):
+    with pytest.raises(CnnlabError, match=r"2,097,152 bytes.* 1,000 bytes"):
         download([server.url], tmp_path / "x", limit=1000)
     assert not (tmp_path / "x.part").exists()

@@ -114,11 +114,11 @@ def test_damaged_images_are_named_or_skipped_and_counted(shapes: Path) -> None:
     truncate_file(shapes / "dark" / "04.png")
     (shapes / "bright" / "01.jpg").write_bytes(b"not an image")
     (shapes / "bright" / "02.bmp").write_bytes(b"")
-    with pytest.raises(CnnlabError, match=r"bright/01\.jpg is damaged.*--skip-bad"):
+    with pytest.raises(CnnlabError, match=r"bright/01\.jpg.*--skip-bad"):
         load(shapes)
     found = load(shapes, skip_bad=True)
     assert len(found) == 37
-    assert [text.split(" is damaged")[0].split("shapes/")[1] for text in found.skipped] == [
+    assert [text.split("shapes/")[1].split()[0] for text in found.skipped] == [
         "bright/01.jpg", "bright/02.bmp", "dark/04.png",
     ]  # fmt: skip
     assert not {"bright/01.jpg", "bright/02.bmp", "dark/04.png"} & set(found.ids)
@@ -129,22 +129,22 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("1", (10_000, 10_000)).save(tmp_path / name / "bomb.png")  # 12 KB that unpack to 100 megapixels
-    with pytest.raises(CnnlabError, match=r"bomb\.png has 100,000,000 pixels"):
+    with pytest.raises(CnnlabError, match=r"bomb\.png.*100,000,000 pixels"):
         load(tmp_path)
 
 
 def test_empty_and_one_class_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match="holds no images in sub-folders"):
+    with pytest.raises(CnnlabError, match=f"{tmp_path} .*no images"):
         load(tmp_path)
     (tmp_path / "only").mkdir()
-    with pytest.raises(CnnlabError, match="holds no images in sub-folders"):
+    with pytest.raises(CnnlabError, match=f"{tmp_path} .*no images"):
         load(tmp_path)
     (tmp_path / "only" / "notes.txt").write_text("no image")
     Image.new("L", (5, 5)).save(tmp_path / "only" / "1.png")
-    with pytest.raises(CnnlabError, match=r"has one class \(only\)"):
+    with pytest.raises(CnnlabError, match=r"\(only\)"):
         load(tmp_path)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(CnnlabError, match="is a file, not a folder"):
+    with pytest.raises(CnnlabError, match=f"folder:{tmp_path / 'file'} .*file"):
         load(tmp_path / "file")
 
 
@@ -161,7 +161,7 @@ def test_train_and_test_folders_are_splits(shapes: Path, tmp_path: Path) -> None
     # a class that only the test set has is an error
     (root / "test" / "grey").mkdir()
     Image.new("RGB", (20, 20)).save(root / "test" / "grey" / "1.png")
-    with pytest.raises(CnnlabError, match="grey is a class that .*train does not have"):
+    with pytest.raises(CnnlabError, match=r"\bgrey\b.*/train\b"):
         load(root, "test")
 
 
@@ -187,7 +187,7 @@ def test_links_to_parent_folders_and_pipes_are_skipped(shapes: Path) -> None:
 def test_a_class_of_damaged_images_only_is_refused(shapes: Path) -> None:
     for path in (shapes / "dark").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(CnnlabError, match="image of class dark"):
+    with pytest.raises(CnnlabError, match=r"class dark\b"):
         load(shapes, skip_bad=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_validation_by_group_keeps_the_class_proportions() -> None:
     assert share_difference(images.labels, divided.evaluated.labels) < 0.03
     assert set(divided.evaluated.groups or ()).isdisjoint(divided.train.groups or ())
     assert divided.info["groups"] == 60
-    assert f"validation by group: {divided.info['held_out']} of 60 groups (the source's groups)" in divided.notes[0]
+    assert f"{divided.info['held_out']} of 60 groups" in divided.notes[0]
     assert split(images, val_fraction=0.2).evaluated.ids == divided.evaluated.ids
     assert split(images, val_fraction=0.2, split_seed=1).evaluated.ids != divided.evaluated.ids
     assert set(split(images, val_fraction=0.2, group="none").evaluated.groups or ()) & set(divided.train.groups or ())
@@ -155,23 +156,23 @@ def test_a_regular_expression_names_the_group_by_its_first_group_or_whole_match(
 @pytest.mark.parametrize(
     ("groups", "changes", "words"),
     [
-        (["a", "", "b", "c"], {}, "group=auto: 1 of 4 images have no group; the first: '1.png'"),
-        (None, {"group": "parent"}, "group=parent: 4 of 4 images have no group; the first: '0.png'"),
-        (None, {"group": r"patient(\d*)"}, "4 of 4 images have no group"),
-        (None, {"group": "x*"}, "4 of 4 images have no group"),  # an empty match is not a group
-        (["a", None, "b", math.nan], {}, "2 of 4 images have no group; the first: '1.png'"),  # missing values
-        (["a", "a", "b", "b"], {}, "no image can be held out"),
-        (["a"] * 4, {}, "no image can be held out"),
-        (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3 exceeds the 2 groups"),
-        (None, {"folds": 5, "fold": 1}, "folds=5 exceeds the 4 images"),
-        (["a", "a", "b", "c"], {"folds": 2, "fold": 1}, "class 'class 0' has a single group"),
-        (None, {"folds": 2}, "folds=2 without a fold"),
+        (["a", "", "b", "c"], {}, r"group=auto.*\b1 of 4 images.*'1\.png'"),
+        (None, {"group": "parent"}, r"group=parent.*\b4 of 4 images.*'0\.png'"),
+        (None, {"group": r"patient(\d*)"}, "4 of 4 images"),
+        (None, {"group": "x*"}, "4 of 4 images"),  # an empty match is not a group
+        (["a", None, "b", math.nan], {}, r"2 of 4 images.*'1\.png'"),  # missing values
+        (["a", "a", "b", "b"], {}, "validation.*group=none"),
+        (["a"] * 4, {}, "validation.*group=none"),
+        (["a", "b", "a", "b"], {"folds": 3, "fold": 1}, "folds=3.*2 groups"),
+        (None, {"folds": 5, "fold": 1}, "folds=5.*4 images"),
+        (["a", "a", "b", "c"], {"folds": 2, "fold": 1}, "folds=2.*'class 0'.*group"),
+        (None, {"folds": 2}, "folds=2.*train_folds"),
     ],
 )
 def test_an_impossible_split_is_an_error(groups: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(CnnlabError) as caught:
         split(image_set([0, 0, 1, 1], groups), **changes)
-    assert words in str(caught.value)
+    assert re.search(words, str(caught.value))
 
 
 def test_groups_may_be_numbers() -> None:
@@ -183,12 +184,12 @@ def test_a_class_only_in_validation_is_an_error() -> None:
     train = replace(image_set([0, 1, 0]), classes=["a", "b", "c"])
     held_out = replace(image_set([0, 2, 2]), classes=["a", "b", "c"])
     recipe = Recipe(data="memory:x")
-    with pytest.raises(CnnlabError, match="class 'c' has 2 validation images, but none to train on"):
+    with pytest.raises(CnnlabError, match="'c'.*2 validation images"):
         divide(load_pool(recipe, OPTIONS, OwnImages("memory:x", train, held_out)), recipe)
 
 
 def test_a_class_of_one_image_is_not_cross_validated() -> None:
-    with pytest.raises(CnnlabError, match="class 'class 2' has a single image"):
+    with pytest.raises(CnnlabError, match="folds=2.*'class 2'.*image"):
         folds(image_set([0, 0, 1, 1, 2]), 2)
 
 
@@ -196,7 +197,7 @@ def test_a_class_of_one_group_stays_in_training() -> None:
     images = image_set([0] * 12 + [1] * 12 + [2] * 3, [*"aabbccddeeff" * 2, *"ggg"])
     divided = split(images, val_fraction=0.3)
     assert 2 not in divided.evaluated.labels
-    assert any("class 2 is held out: all its images are of one group" in note for note in divided.notes)
+    assert any(re.search("class 2 .*group", note) for note in divided.notes)
 
 
 def test_a_group_on_both_sides_of_the_sources_own_split_is_reported() -> None:
@@ -204,7 +205,7 @@ def test_a_group_on_both_sides_of_the_sources_own_split_is_reported() -> None:
     recipe = Recipe(data="memory:x")
     pool = load_pool(recipe, OPTIONS, OwnImages("memory:x", train, held_out))
     assert "1 group ('b') " in divide(pool, recipe).notes[0]
-    with pytest.raises(CnnlabError, match="has validation images of its own"):
+    with pytest.raises(CnnlabError, match="folds=2.*memory:x.*validation"):
         load_pool(replace(recipe, folds=2), OPTIONS, OwnImages("memory:x", train, held_out))
 
 
@@ -222,7 +223,7 @@ def test_near_duplicates_stay_on_one_side() -> None:
         assert found.units[0] == found.units[39]
         assert found.units[4] == found.units[20]
         notes = split(images, group=group, group_duplicates=True).notes
-        assert any("near duplicates on one side: 4 of 40 images" in note for note in notes)
+        assert any("4 of 40 images" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,7 @@ def test_a_folder_of_several_channel_counts_is_refused_in_one_line(tmp_path: Pat
     def write(path: Path, i: int) -> None:
         np.save(path.with_suffix(".npy"), RNG.integers(0, 256, (SIDE, SIDE, 5 if i < 3 else 3), np.uint8))
 
-    with pytest.raises(CnnlabError, match=r"differ in their channels: 1 of 3 .*1\.npy.*3 of 5 .*0\.npy") as caught:
+    with pytest.raises(CnnlabError, match=r"channels.*1 of 3 .*1\.npy.*3 of 5 .*0\.npy") as caught:
         load(make_folder(tmp_path, write))
     assert "\n" not in str(caught.value)
 
@@ -359,6 +359,6 @@ def test_a_run_on_five_channels_trains_evaluates_and_predicts(tmp_path: Path, mo
         assert model.predict(pixels).labels == [top.top[0][0]]
         assert model.predict(pixels.transpose(1, 2, 0).copy()).labels == [top.top[0][0]]
     Image.fromarray(NOISE[..., :3]).save(tmp_path / "photo.png")
-    with pytest.raises(CnnlabError, match=r"photo\.png has 3 channels, 5 are expected"):
+    with pytest.raises(CnnlabError, match=r"photo\.png.*\b3 channels.*\b5\b"):
         predict(result.run, [tmp_path / "photo.png"], threads=1)
     assert resume(result.run.path, epochs=2, threads=1, progress="none").run.info["preprocessing"]["highs"]

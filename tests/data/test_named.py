@@ -8,6 +8,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import re
 import tarfile
 import threading
 import zipfile
@@ -239,7 +240,7 @@ def test_a_truncated_download_is_resumed_and_a_changed_file_refused(
     first = named.NAMED[name].files("train")[0]
     packed = tmp_path / first.packed
     server.break_after = 1000
-    with pytest.raises(CnnlabError, match=f"cannot download {packed.name}.*continues where it stopped") as caught:
+    with pytest.raises(CnnlabError, match=re.escape(packed.name)) as caught:
         load(name, tmp_path)
     assert "\n" not in str(caught.value)
     assert packed.with_name(packed.name + ".part").stat().st_size == 1000
@@ -256,7 +257,7 @@ def test_a_truncated_download_is_resumed_and_a_changed_file_refused(
         path.write_bytes(changed)
         if not first.md5 and first.member and len(changed) == len(whole):
             continue  # EMNIST publishes no checksums of its members
-        with pytest.raises(CnnlabError, match="is not the official file.*delete it"):
+        with pytest.raises(CnnlabError, match=rf"{re.escape(path.name)} \({len(changed)} bytes\).*official"):
             load(name, tmp_path)
         assert any(named.files(name, tmp_path).values()) or not first.md5
         assert path.read_bytes() == changed
@@ -272,7 +273,7 @@ def test_a_download_with_a_wrong_checksum_is_not_kept(
 ) -> None:
     cifar(server, monkeypatch)
     server.files["cifar-10-python.tar.gz"] = tar({"cifar-10-batches-py/data_batch_1": b"pickle"})
-    with pytest.raises(CnnlabError, match="wrong checksum"):
+    with pytest.raises(CnnlabError, match="checksum"):
         load("cifar10", tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
 
@@ -298,7 +299,7 @@ def test_unpacked_files_are_found_without_a_download(tmp_path: Path, monkeypatch
         labels.read_bytes() + b"x", b"", bytes(100), idx(np.zeros((TRAIN, 1), np.uint8)),
     ):  # fmt: skip
         labels.write_bytes(content)
-        with pytest.raises(CnnlabError, match=r"train-labels-idx1-ubyte .*delete it"):
+        with pytest.raises(CnnlabError, match=r"train-labels-idx1-ubyte .*bytes.*official"):
             load("kmnist", tmp_path)
 
 
@@ -344,17 +345,17 @@ def test_mnist_files_in_other_places_and_under_other_names_are_found(
     if place in ("{}", "raw/{}"):
         assert not named.is_there("fashion-mnist", tmp_path)
     else:
-        with pytest.raises(CnnlabError, match="is not the official file"):
+        with pytest.raises(CnnlabError, match=rf"{made['train-labels-idx1-ubyte']} .*official"):
             load("fashion-mnist", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("MNIST", "did you mean mnist"),
-        ("CIFAR-10", "did you mean cifar10"),
-        ("emnist", "several splits.*emnist:letters"),
-        ("emnist:letter", "did you mean emnist:letters"),
+        ("MNIST", r"'MNIST'.*\bmnist\b"),
+        ("CIFAR-10", r"'CIFAR-10'.*\bcifar10\b"),
+        ("emnist", "emnist .*emnist:letters"),
+        ("emnist:letter", "'emnist:letter'.*emnist:letters"),
     ],
 )
 def test_unknown_names_get_a_suggestion(source: str, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,7 @@ def test_groups_weights_and_deep_greys_are_packed(tmp_path: Path) -> None:
         assert one.weights is not None
         assert other.weights is not None
         assert torch.equal(one.weights, other.weights)
-    with pytest.raises(CnnlabError, match="became 0 to 255"):
+    with pytest.raises(CnnlabError, match="0 to 255"):
         load_source("pack:store", decoding=Decoding(1, 9, low=0, high=255))
 
 
@@ -129,7 +130,7 @@ def test_files_are_resized_on_request(large: Path) -> None:
     assert found.bytes < sum(path.stat().st_size for path in large.rglob("*.*")) / 3
     assert load_source("pack:store", size_limit=224).images.shape[2] == 32  # the longer side of the median image
     assert load_source("pack:store").ids == load_source("pack:as-they-are").ids
-    with pytest.raises(CnnlabError, match="holds pixels"):
+    with pytest.raises(CnnlabError, match="digits.*--quality"):
         pack_source("digits", "other", quality=50)
 
 
@@ -175,7 +176,7 @@ def test_existing_folders_and_other_sets_are_refused(small: Path, large: Path, c
     Path("store.partial").mkdir()
     assert "unfinished" in one_line_error(cnnlab("train", "--data", "pack:store"))
     Path("store.partial/journal.jsonl").write_text('{"key": "other"}\n')
-    assert "another set" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
+    assert "options" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
     Path("store.partial/journal.jsonl").write_bytes(b"\0" * 20 + b"\n")
     assert "journal.jsonl" in one_line_error(cnnlab("data", "pack", f"folder:{large}", "store"))
 
@@ -256,7 +257,7 @@ def test_changed_bytes_are_found(digits: Path, tmp_path: Path, cnnlab: Command) 
         file.write(b"\xff")
     answer = cnnlab("data", "verify", "pack:store")
     assert answer.returncode == 1
-    assert "has changed" in " ".join(answer.stdout.split())
+    assert re.search(r"failed .*changed", " ".join(answer.stdout.split()))
     with Path("store/images-00000.bin").open("r+b") as file:
         file.truncate(1000)
     assert "incomplete" in one_line_error(cnnlab("train", "--data", "pack:store"))
@@ -266,5 +267,5 @@ def test_changed_bytes_are_found(digits: Path, tmp_path: Path, cnnlab: Command) 
 
 def test_reading_too_many_images_into_memory_is_an_error(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cnnlab.data.packed._COPIED", 1000)
-    with pytest.raises(CnnlabError, match="in memory"):
+    with pytest.raises(CnnlabError, match=r"^this\b.*memory"):
         in_memory(load_source(f"pack:{digits}").images, "this")

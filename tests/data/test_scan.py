@@ -69,15 +69,15 @@ def test_usual_names_of_splits_are_found_in_any_letter_case(
 @pytest.mark.parametrize(
     ("files", "in_message"),
     [
-        (("valid/cats/1.jpg", "valid/dogs/1.jpg", "test/cats/1.jpg"), "no folder train"),
+        (("valid/cats/1.jpg", "valid/dogs/1.jpg", "test/cats/1.jpg"), r"test and valid\b.*\btrain\b"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "val/cats/1.jpg", "dev/cats/1.jpg"), "dev"),
         (("train/cat.0.jpg", "train/dog.0.jpg", "train/dog.1.jpg", "test/1.jpg"), "cat, dog"),
         (("train/0.jpg", "train/1.jpg"), "sub-folder"),
         (("cat_1.jpg", "cat_2.jpg", "dog_1.jpg"), "cat, dog"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "val/1.jpg"), "val"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "test/birds/1.jpg"), "birds"),
-        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/Cats/1.jpg"), "rename it to cats"),
-        (("cats/1.jpg", "cats/2.jpg"), "one class"),
+        (("train/cats/1.jpg", "train/dogs/1.jpg", "test/Cats/1.jpg"), r"Cats\b.*\bcats\b"),
+        (("cats/1.jpg", "cats/2.jpg"), r"\(cats\)"),
         (("pets/cats/1.jpg", "pets/dogs/1.jpg"), "pets"),
         (("cats/1.jpg", "dogs/1.dng", "dogs/2.dng"), "dogs.*2 files.*dng"),
         (("cats/1.jpg", "dogs/1.jpg", "birds/a.NEF", "birds/notes.txt"), "birds"),
@@ -86,19 +86,19 @@ def test_usual_names_of_splits_are_found_in_any_letter_case(
         (("a_train/cats/1.jpg", "a_train/dogs/1.jpg", "a_test/birds/1.jpg"), "birds"),
         (("train/1.jpg", "test1/2.jpg"), "sub-folders"),
         (("train_images/1.jpg", "test_images/2.jpg", "models/"), "sub-folders"),
-        (("cats/train/1.jpg", "cats/test/1.jpg", "dogs/train/1.jpg", "dogs/test/1.jpg"), "holds splits"),
-        (("data/train/cats/1.jpg", "data/test/cats/1.jpg", "docs/1.png"), "holds splits"),
+        (("cats/train/1.jpg", "cats/test/1.jpg", "dogs/train/1.jpg", "dogs/test/1.jpg"), r"/cats .*\(test, train\)"),
+        (("data/train/cats/1.jpg", "data/test/cats/1.jpg", "docs/1.png"), r"/data .*\(test, train\)"),
         (("A/1.jpg", "B/1.jpg", "set/A/1.jpg", "set/B/1.jpg"), "copy"),
         (("train/cats/1.jpg", "train/dogs/1.jpg", "val/images/1.jpg"), "no labels"),
         (("images/1.jpg", "images/2.jpg", "labels.csv"), "labels.csv"),
         (("images/cat_1.jpg", "images/cat_2.jpg", "images/dog_1.jpg"), "cat, dog"),
         (("1.jpg", "2.jpg", "patients.xlsx"), "patients.xlsx"),
-        (("cats/1.jpg", "dogs/1.jpg", "test/1.jpg", "test/2.jpg"), "name of a split"),
-        (("cats/1.jpg", "dogs/1.jpg", "val/1.jpg"), "name of a split"),
+        (("cats/1.jpg", "dogs/1.jpg", "test/1.jpg", "test/2.jpg"), "/test.*cnnlab predict"),
+        (("cats/1.jpg", "dogs/1.jpg", "val/1.jpg"), "/val.*cnnlab predict"),
         (("fold1/cats/1.jpg", "fold1/dogs/1.jpg", "fold2/cats/2.jpg", "fold2/dogs/2.jpg"), "fold1, fold2"),
         (("support/cats/1.jpg", "query/cats/1.jpg"), "query, support"),
-        (("bus/1.jpg", "car/1.jpg", "train/steam/1.jpg", "train/diesel/1.jpg"), "rename train"),
-        (("cats/1.jpg", "dogs/1.mp4"), "save their pictures"),
+        (("bus/1.jpg", "car/1.jpg", "train/steam/1.jpg", "train/diesel/1.jpg"), "train .*bus and car"),
+        (("cats/1.jpg", "dogs/1.mp4"), r"dogs.*\.mp4.*pictures"),
         (("cats/1.jpg", "dogs/all.zip"), "unpack"),
         (("cats/1.jpg", "dogs/.1.jpg.icloud"), "iCloud"),
         (("cats/1.jpg", "dogs/1.jpg_large", "dogs/2.jif"), "jif"),
@@ -168,7 +168,7 @@ def test_files_with_odd_endings_are_skipped_or_refused(tmp_path: Path) -> None:
 def test_a_class_folder_that_is_a_dangling_link_is_refused(tmp_path: Path) -> None:
     tree(tmp_path, *TWO)
     (tmp_path / "birds").symlink_to(tmp_path / "usb/birds")
-    with pytest.raises(CnnlabError, match="birds.*not there"):
+    with pytest.raises(CnnlabError, match="birds.*usb/birds"):
         scan(tmp_path)
 
 
@@ -259,11 +259,11 @@ def test_a_flat_test_folder_is_not_a_class_and_file_names_may_give_the_classes(
     assert image_counts(found) == {"train": {"A": 1, "B": 1, "space": 1}}
     assert sorted(path.name for path in found.unlabelled) == ["A_test.jpg", "space_test.jpg"]
     (warning,) = folder.listing(tmp_path).warnings
-    assert "names begin with the class" in warning
-    assert "sub-folder of its class" in warning
+    assert "A_test.jpg" in warning
+    assert "sub-folder" in warning
     tree(tmp_path, f"{test}/8841.jpg")
     (warning,) = folder.listing(tmp_path).warnings
-    assert "nothing can be measured" in warning
+    assert "measured" in warning
 
 
 def test_a_link_to_a_parent_folder_adds_no_images_to_a_class(tmp_path: Path) -> None:

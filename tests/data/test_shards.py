@@ -73,7 +73,7 @@ def test_tar_shards_are_read() -> None:
     assert len(load_source("wds:tars/train-{01..02}.tar")) == 6
     pack("wds:tars", "store", OPTIONS)
     assert_same(load_source("pack:store"), files, [str(i % 3 + 9) for i in range(9)])
-    with pytest.raises(CnnlabError, match=r"train-03.tar does not exist"):
+    with pytest.raises(CnnlabError, match=r"train-03\.tar"):
         load_source("wds:tars/train-{00..03}.tar")
 
 
@@ -95,7 +95,7 @@ def test_labels_are_read_from_json() -> None:
     assert images.groups == ["p0", "p1", "p2", "p3"]
     assert images.weights is not None
     assert images.weights.tolist() == [1, 2, 3, 4]
-    with pytest.raises(CnnlabError, match="which column is the label"):
+    with pytest.raises(CnnlabError, match="columns=label=NAME"):
         load_source("wds:t.tar", columns="group=patient")
     write_shard("both.tar", ((f"{i}.{e}", c) for i in range(4)
                        for e, c in (("json", about[i]), ("jpg", jpeg()), ("cls", b"xy"[i % 2 :][:1]))))  # fmt: skip
@@ -143,14 +143,14 @@ def test_a_field_of_json_gives_the_split() -> None:
     ("files", "mode", "text"),
     [
         ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"0")], "w:", "one class"),
-        ([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")], "w:", "two images"),
+        ([("1.jpg", b"x"), ("1.png", b"x"), ("1.cls", b"0")], "w:", r"\.jpg and \.png"),
         ([("1.jpg", b"x"), ("2.jpg", b"x"), ("1.cls", b"0")], "w:", "twice"),
         ([("1.jpg", b"x"), ("1.json", b"[")], "w:", "JSON"),
         ([("1.jpg", b"x"), ("1.json", b"[" * 100_000)], "w:", "JSON"),
-        ([("1.txt", b"x")], "w:", "no images"),
+        ([("1.txt", b"x")], "w:", "KEY.jpg"),
         ([("1.jpg", b"x"), ("1.cls", b"0")], "w:gz", "gunzip"),
         ([("1.jpg", b"x"), ("2.jpg", b"x")], "w:", "no labels"),
-        ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"1")], "w:", "train/1.jpg|1.jpg is damaged"),
+        ([("1.jpg", b"x"), ("1.cls", b"0"), ("2.jpg", b"x"), ("2.cls", b"1")], "w:", r"1\.jpg.*damaged"),
     ],
 )
 def test_bad_shards_are_refused(files: list[tuple[str, bytes]], mode: str, text: str) -> None:
@@ -189,13 +189,13 @@ def test_parquet_files_are_read(cnnlab: Command) -> None:
     pq.write_table(plain, "plain.parquet")
     assert load_source("parquet:plain.parquet", columns="label=y").labels.tolist() == [0, 1]
     pq.write_table(plain.slice(0, 0), "empty.parquet")
-    with pytest.raises(CnnlabError, match="holds no images"):
+    with pytest.raises(CnnlabError, match=r"empty\.parquet.*no images"):
         load_source("parquet:empty.parquet", columns="label=y")
     Path("bad.parquet").write_bytes(b"PAR1")
     assert "damaged" in one_line_error(cnnlab("data", "pack", "parquet:bad.parquet", "other"))
-    with pytest.raises(CnnlabError, match="damaged"):
+    with pytest.raises(CnnlabError, match=r"bad\.parquet.*damaged"):
         load_source("parquet:bad.parquet")
-    with pytest.raises(CnnlabError, match="does not exist"):
+    with pytest.raises(CnnlabError, match=r"none\.parquet"):
         load_source("parquet:none.parquet")
 
 
@@ -244,5 +244,5 @@ def test_few_parquet_files_are_open_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_parquet_without_pyarrow_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(CnnlabError, match="pip install"):
+    with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[parquet\]'"):
         load_source("parquet:t.parquet")

@@ -244,9 +244,7 @@ def test_a_store_of_other_files_is_not_replaced(leaves: Leaves, tmp_path: Path) 
     first = prepare(leaves.write())
     shutil.copytree(leaves.root, tmp_path / "others")
     (tmp_path / "others" / "train.zip").touch()
-    with pytest.raises(
-        CnnlabError, match=f"was prepared from {re.escape(str(leaves.root))}; name another folder with --store"
-    ):
+    with pytest.raises(CnnlabError, match=f"{re.escape(str(leaves.root))}.*--store"):
         prepare_store(tmp_path / "others", store=first.path, layout=replace(SPECIES, image_size=8))
     assert same_store(open_store(first.path), first)
     # The same folder under another name.
@@ -275,20 +273,20 @@ def test_an_incomplete_store_is_refused_and_prepared_again(leaves: Leaves, spoil
         (first.path / spoil).unlink()
     else:
         os.truncate(first.path / spoil, 500)
-    with pytest.raises(CnnlabError, match="is damaged.*prepare it again"):
+    with pytest.raises(CnnlabError, match=f"{first.path}.*damaged"):
         open_store(first.path)
     assert same_store(prepare(folder), open_store(copy))
 
 
 def test_other_folders_are_neither_opened_nor_overwritten(leaves: Leaves, tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match="not a prepared store"):
+    with pytest.raises(CnnlabError, match=r"store\.json"):
         open_store(tmp_path)
     (tmp_path / "mine").mkdir()
     for name, text in (("thesis.txt", "x"), ("store.json", '{"format": "mine"}')):
         (tmp_path / "mine" / name).write_text(text)
-        with pytest.raises(CnnlabError, match="exists and is not a cnnlab store"):
+        with pytest.raises(CnnlabError, match=f"{tmp_path / 'mine'} .*--store"):
             prepare(leaves, tmp_path / "mine")
-    with pytest.raises(CnnlabError, match="has format 'mine'"):
+    with pytest.raises(CnnlabError, match="format 'mine'"):
         open_store(tmp_path / "mine")
 
 
@@ -411,32 +409,32 @@ def test_natural_order_sorts_numbers_by_value(pairs: list[tuple[str, int]]) -> N
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"file,species\n", "has a header but no rows"),
-        (b"file,species\nleaf-0a, \n", "line 2: the 'species' is empty"),
-        (b"file,species\nleaf-0a,oak\nleaf-0a,elm\n", "gives leaf-0a two labels, oak and elm"),
-        (b"file,species\nleaf-0a,oak\nleaf-0a.png,elm\n", "one image, the labels oak and elm"),
-        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", "has one class, oak"),
-        (b"file,species\nleaf-0a,oak\nlost,elm\n", "of one class, oak"),
+        (b"file,species\n", r"species\.csv.*no rows"),
+        (b"file,species\nleaf-0a, \n", "line 2.*'species'.*empty"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a,elm\n", r"leaf-0a .*\boak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-0a.png,elm\n", r"leaf-0a and leaf-0a\.png.*\boak and elm"),
+        (b"file,species\nleaf-0a,oak\nleaf-1b,oak\n", r"species\.csv has one class.*\boak\b"),
+        (b"file,species\nleaf-0a,oak\nlost,elm\n", r"train\.zip.*one class.*\boak\b"),
         (
             b"file,species\n1,oak\n2,elm\n",
-            "no id in species.csv matches an image of train.zip: the table begins with '1'",
+            r"species\.csv.*train\.zip.*'1'",
         ),
     ],
 )
 def test_unusable_tables_are_refused(leaves: Leaves, content: bytes, expected: str) -> None:
     folder = leaves.write()
     (folder / "species.csv").write_bytes(content)
-    assert expected in preparation_error(folder)
+    assert re.search(expected, preparation_error(folder))
 
 
 def test_unusable_samples_are_refused(leaves: Leaves) -> None:
     leaves.sample[3] = leaves.sample[0]
-    assert "sample.csv, line 5: 'x0' is also on line 2" in preparation_error(leaves)
+    assert re.search(r"sample\.csv, line 5.*'x0'.*line 2", preparation_error(leaves))
     leaves.sample[3] = "x0.png"
-    assert "lists one image twice, as x0 and x0.png" in preparation_error(leaves)
+    assert "x0 and x0.png" in preparation_error(leaves)
     folder = leaves.write()
     (folder / "sample.csv").write_text("file\nx0\n")
-    assert "sample.csv: no column 'species'" in preparation_error(folder)
+    assert re.search(r"sample\.csv.*'species'", preparation_error(folder))
 
 
 @pytest.mark.parametrize("nested", ["", "deep"])
@@ -472,13 +470,13 @@ def test_the_same_images_have_the_same_fingerprint(leaves: Leaves, tmp_path: Pat
 
 
 def test_missing_files_are_named(leaves: Leaves, tmp_path: Path) -> None:
-    assert "does not exist" in preparation_error(tmp_path / "none")
+    assert re.search(f"{tmp_path / 'none'} .*zip", preparation_error(tmp_path / "none"))
     folder = leaves.write()
-    assert "neither a folder nor a zip" in preparation_error(folder / "species.csv")
+    assert re.search(r"species\.csv .*zip", preparation_error(folder / "species.csv"))
     (folder / "train.zip").rename(folder / "kaggle.zip")
-    assert "has no train (the training images" in preparation_error(folder)
+    assert " train (" in preparation_error(folder)
     assert "give" in preparation_error(folder)
-    assert "has no trainLabels.csv" in preparation_error(leaves.write(), layout=Layout())
+    assert " trainLabels.csv (" in preparation_error(leaves.write(), layout=Layout())
     with pytest.raises(CnnlabError, match="workers=0"):
         prepare(leaves, workers=0)
     with pytest.raises(CnnlabError, match="fit='squash'"):
@@ -487,19 +485,17 @@ def test_missing_files_are_named(leaves: Leaves, tmp_path: Path) -> None:
 
 def test_images_with_the_same_id_are_refused(leaves: Leaves) -> None:
     leaves.train["sub/leaf-0a"] = png(1)
-    assert "train.zip: train/leaf-0a.png and train/sub/leaf-0a.png have the same id, leaf-0a" in preparation_error(
-        leaves
-    )
+    assert "train/leaf-0a.png and train/sub/leaf-0a.png" in preparation_error(leaves)
 
 
 def test_hostile_archives_are_refused(leaves: Leaves) -> None:
     leaves.train["../../x"] = png(1)
     leaves.labels.append(("x", "oak"))
-    assert "leads outside" in preparation_error(leaves)
+    assert "outside" in preparation_error(leaves)
     for nested in (".", "deep"):
-        assert "leads outside" in preparation_error(leaves.write(nested=nested))
+        assert "outside" in preparation_error(leaves.write(nested=nested))
     leaves.train = {}
-    assert "holds no images" in preparation_error(leaves)
+    assert "no images" in preparation_error(leaves)
 
 
 def test_names_in_another_case_are_found_and_other_kinds_of_files_refused(leaves: Leaves, tmp_path: Path) -> None:
@@ -509,22 +505,22 @@ def test_names_in_another_case_are_found_and_other_kinds_of_files_refused(leaves
     assert len(prepare(folder, tmp_path / "elsewhere" / "store").train) == len(leaves.labels)
     (folder / "TRAIN.zip").rename(folder / "train.rar")
     (folder / "train.rar").write_bytes(b"Rar!\x1a\x07\1\0")
-    assert "train.rar is a RAR archive; unpack it" in preparation_error(folder)
+    assert re.search(r"train\.rar.*RAR archive", preparation_error(folder))
     (folder / "train.rar").unlink()
     (folder / "train").mkdir()
     with zipfile.ZipFile(folder / "Species.xlsx", "w") as zipped:
         zipped.writestr("xl/workbook.xml", "x")
     (folder / "Species.CSV").unlink()
-    assert "Species.xlsx is an Excel workbook, not a CSV file" in preparation_error(folder)
+    assert re.search(r"Species\.xlsx.*Excel workbook", preparation_error(folder))
     (tmp_path / "outer").mkdir()
     folder.rename(tmp_path / "outer" / "inner")
-    assert "its folder inner does; give that folder" in preparation_error(tmp_path / "outer")
+    assert "folder inner" in preparation_error(tmp_path / "outer")
 
 
 def test_a_damaged_zip_is_refused(leaves: Leaves) -> None:
     whole = leaves.write(nested=".")
     whole.write_bytes(whole.read_bytes()[:-30])
-    assert "whole.zip is damaged or incomplete" in preparation_error(whole)
+    assert re.search(r"whole\.zip.*damaged", preparation_error(whole))
 
 
 def repacked(whole: Path, change: dict[str, int]) -> Path:
@@ -540,23 +536,22 @@ def test_hostile_files_in_the_competitions_zip_are_refused(leaves: Leaves) -> No
     whole = leaves.write(nested=".")
     for name in ("species.csv", "sample.csv", "train.zip"):
         for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
-            assert f"{name} uses an unsupported compression method; unpack" in preparation_error(
-                repacked(whole, {name: method})
-            )
+            error = preparation_error(repacked(whole, {name: method}))
+            assert re.search(f"{name}.*compression method", error)
     content = bytearray(whole.read_bytes())
     content[content.rindex(b"PK\1\2", 0, content.rindex(b"species.csv")) + 8] |= 1
     whole.write_bytes(content)
-    assert "whole.zip is encrypted; unpack it" in preparation_error(whole)
+    assert re.search(r"whole\.zip.*encrypted", preparation_error(whole))
 
 
 def test_a_zip_with_folders_in_place_of_files_is_refused(leaves: Leaves, tmp_path: Path) -> None:
     leaves.write()
     whole = tmp_path / "whole.zip"
     for names, expected in (
-        (("trainLabels.csv/", "train.7z/"), "has no train (the"),
-        (("trainLabels.csv/", "train.7z/1.png"), "has no train (the"),
-        (("trainLabels.csv/x", "train.zip"), "has no trainLabels.csv"),
-        (("train.zip", "train.7z/", "train.7z/2.png"), "has no trainLabels.csv"),
+        (("trainLabels.csv/", "train.7z/"), " train ("),
+        (("trainLabels.csv/", "train.7z/1.png"), " train ("),
+        (("trainLabels.csv/x", "train.zip"), " trainLabels.csv ("),
+        (("train.zip", "train.7z/", "train.7z/2.png"), " trainLabels.csv ("),
     ):
         with zipfile.ZipFile(whole, "w") as zipped:
             for name in names:
@@ -565,7 +560,7 @@ def test_a_zip_with_folders_in_place_of_files_is_refused(leaves: Leaves, tmp_pat
     with zipfile.ZipFile(whole, "w") as zipped:
         zipped.writestr("ü", b"")
     whole.write_bytes(whole.read_bytes().replace("ü".encode(), b"\xff\xff"))
-    assert "whole.zip is damaged or incomplete" in preparation_error(whole)
+    assert re.search(r"whole\.zip.*damaged", preparation_error(whole))
 
 
 def test_damaged_files_in_the_competitions_zip_are_named(leaves: Leaves) -> None:
@@ -584,7 +579,7 @@ def test_links_out_of_the_images_folder_are_refused(leaves: Leaves, tmp_path: Pa
     folder = leaves.write("/")
     (tmp_path / "secret.png").write_bytes(png(1))
     (folder / "test" / "x99.png").symlink_to(tmp_path / "secret.png")
-    assert "x99.png' is a link that leads outside" in preparation_error(folder)
+    assert re.search(r"x99\.png'.*link.*outside", preparation_error(folder))
     (folder / "test" / "x99.png").unlink()
     (tmp_path / "link").symlink_to(folder)
     assert len(prepare(tmp_path / "link").test_ids) == 12
@@ -611,7 +606,7 @@ def test_waiting_for_another_process_is_reported(leaves: Leaves) -> None:
             lock.release()
 
     prepare(leaves, report=report)
-    assert told[0].startswith("waiting for another process")
+    assert told[0].startswith("waiting")
     assert told.count(told[0]) == 1
 
 
@@ -628,7 +623,7 @@ def test_a_store_of_an_older_format_is_prepared_again(leaves: Leaves) -> None:
     first = prepare(folder)
     text = (first.path / "store.json").read_text()
     (first.path / "store.json").write_text(text.replace(FORMAT, "cnnlab store 1"))
-    with pytest.raises(CnnlabError, match="prepare it again"):
+    with pytest.raises(CnnlabError, match="format 'cnnlab store 1'"):
         open_store(first.path)
     assert prepare(folder).info["format"] == FORMAT
 
@@ -643,11 +638,11 @@ def test_damaged_images_are_named(leaves: Leaves, monkeypatch: pytest.MonkeyPatc
     leaves.train["leaf-9a"] = b"no image"
     for workers in (1, 2):
         text = preparation_error(leaves, workers=workers)
-        assert text.startswith("train.zip: train/leaf-7b.png is damaged: ")
+        assert re.match(r"train\.zip: train/leaf-7b\.png .*damaged", text)
         assert text.endswith("--skip-bad")
     found = prepare(leaves, skip_bad=True)
     assert len(found.train) == 28
-    assert [t.partition(" is damaged")[0] for t in found.train.skipped] == [
+    assert [" ".join(t.split()[:2]) for t in found.train.skipped] == [
         "train.zip: train/leaf-9a.png",  # in the order of the table
         "train.zip: train/leaf-7b.png",
     ]
@@ -657,7 +652,7 @@ def test_damaged_images_are_named(leaves: Leaves, monkeypatch: pytest.MonkeyPatc
     leaves.train["leaf-0a"] = b""  # the first image decides the size
     assert len(prepare(leaves, skip_bad=True).train) == 27
     leaves.train = dict.fromkeys(leaves.train, b"")
-    assert "no image of train.zip could be read" in error_when_skipping(leaves)
+    assert "image of train.zip" in error_when_skipping(leaves)
 
 
 def error_when_skipping(leaves: Leaves) -> str:
@@ -668,7 +663,7 @@ def error_when_skipping(leaves: Leaves) -> str:
 
 def test_damaged_test_images_keep_their_ids(leaves: Leaves) -> None:
     leaves.test["x3"] = truncated(leaves.test["x3"])
-    assert "test.zip: test/x3.png is damaged" in preparation_error(leaves)
+    assert re.search(r"test\.zip: test/x3\.png .*damaged", preparation_error(leaves))
     found = prepare(leaves, skip_bad=True)
     assert found.test_ids == leaves.sample
     assert found.test_images[leaves.sample.index("x3")].sum() == 0
@@ -677,7 +672,7 @@ def test_damaged_test_images_keep_their_ids(leaves: Leaves) -> None:
 
 def test_a_class_of_damaged_images_only_is_refused(leaves: Leaves) -> None:
     leaves.train = {name: b"" if i % 3 == 0 else png(i) for i, name in enumerate(leaves.train)}
-    assert "no image of class oak could be read" in error_when_skipping(leaves)
+    assert "class oak" in error_when_skipping(leaves)
 
 
 def test_huge_images_are_refused_by_their_header(leaves: Leaves) -> None:
@@ -685,7 +680,7 @@ def test_huge_images_are_refused_by_their_header(leaves: Leaves) -> None:
     big[16:24] = (60_000).to_bytes(4) * 2
     big[29:33] = zlib_crc(big[12:29])
     leaves.train["leaf-7b"] = bytes(big)
-    assert re.search("leaf-7b.png has [0-9,]+ pixels", preparation_error(leaves))
+    assert re.search(r"leaf-7b\.png.* [0-9,]+ pixels", preparation_error(leaves))
 
 
 def zlib_crc(content: bytes | bytearray) -> bytes:
@@ -707,14 +702,11 @@ def test_one_colour_image_makes_the_whole_store_colour(leaves: Leaves) -> None:
 
 def test_different_sizes_need_image_size(leaves: Leaves) -> None:
     leaves.test["x4"] = png(4, side=30)
-    assert (
-        "train.zip: train/leaf-0a.png is 20 x 20 pixels, but test.zip: test/x4.png is 30 x 30; set --image-size"
-        in preparation_error(leaves)
-    )
+    assert re.search(r"train/leaf-0a\.png.*20 x 20.*test/x4\.png.*30 x 30.*--image-size", preparation_error(leaves))
     out = io.BytesIO()
     Image.fromarray(np.zeros((20, 25), np.uint8)).save(out, "png")
     leaves.train["leaf-0a"] = out.getvalue()
-    assert "leaf-0a.png is 25 x 20 pixels, not square" in preparation_error(leaves)
+    assert re.search(r"leaf-0a\.png.*\b25 x 20\b.*square", preparation_error(leaves))
     fixed = Layout(**{**SPECIES.__dict__, "image_size": 8, "fit": "crop"})
     assert prepare(leaves, layout=fixed).test_images.shape == (12, 1, 8, 8)
 
@@ -726,4 +718,4 @@ def test_a_full_disk_is_refused_before_decoding(leaves: Leaves, monkeypatch: pyt
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc on this system")
 def test_an_unwritable_place_is_refused_at_once(leaves: Leaves) -> None:
-    assert "name another folder with --store" in preparation_error(leaves, where=Path("/proc/store"))
+    assert "--store" in preparation_error(leaves, where=Path("/proc/store"))

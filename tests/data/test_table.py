@@ -112,13 +112,13 @@ def test_usual_column_names_are_plain_and_distinct() -> None:
 def test_files_are_found_by_name_below_the_table(root: Path) -> None:
     found = load(write(root, "image_id,label", *(f"{i},{i % 2}" for i in range(6))))
     assert found.ids == NAMES
-    assert "6 images found by name" in found.notes[1]
+    assert "6 images" in found.notes[1]
     assert load(write(root, "path,label", "IMAGES\\0.PNG,a", "images\\1.png,b")).ids == NAMES[:2]
     outside = root / "deep"
     outside.mkdir()
     assert load(write(outside, "path,label", f"../{NAMES[0]},a", f"{root / NAMES[1]},b")).images.shape[0] == 2
     Image.new("L", (8, 8)).save(outside / "0.png")
-    with pytest.raises(CnnlabError, match=r"'0\.png' could be"):
+    with pytest.raises(CnnlabError, match=r"'0\.png'.*/0\.png.*/0\.png"):
         load(write(root, "path,label", "0.png,a", "1.png,b"))
 
 
@@ -139,12 +139,12 @@ def test_class_names_are_cleaned_and_sorted(root: Path, labels: list[str], class
 def test_optional_columns_are_mentioned_and_a_column_in_grams_is_not_used_as_weights(root: Path) -> None:
     rows = [f"{name},{'ab'[i % 2]},{10**i}" for i, name in enumerate(NAMES)]
     table = write(root, "path,label,weight", *rows)
-    with pytest.raises(CnnlabError, match=r"goes from 1 to 100000.*columns=weight="):
+    with pytest.raises(CnnlabError, match=r"\b1 to 100000\b.*columns=weight="):
         load(table)
     assert load(table, columns="weight=").weights is None
     assert load(table, columns="weight=weight").weights is not None
     assert "weight" in load(write(root, "path,label,weight", *rows[:3])).notes[0]
-    with pytest.raises(CnnlabError, match="line 2: the path .* longer"):
+    with pytest.raises(CnnlabError, match="line 2.*path.*longer"):
         load(write(root, "path,label", f"{'x' * 300}.png,a", *(row.rpartition(",")[0] for row in rows)))
 
 
@@ -160,25 +160,25 @@ ROWS = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(NAMES)]
         (["path,label,weight", f"{ROWS[0]},-1"], "line 2.*weight"),
         (["path,label,weight", f"{ROWS[0]},inf"], "line 2.*weight"),
         (["path,label,weight", f"{ROWS[0]},much"], "line 2.*'much'"),
-        (["path,label,weight", f"{ROWS[0]},"], "line 2.*weight is empty"),
+        (["path,label,weight", f"{ROWS[0]},"], "line 2.*weight.*empty"),
         (["path,label,weight", f"{ROWS[0]},0", f"{ROWS[1]},0"], "weight 0"),
         (["path,label,split", *(f"{row},train" for row in ROWS[:2]), f"{NAMES[2]},c,val"], "line 4.*'c'.*validation"),
-        (["path,label,split", *(f"{row},train" for row in ROWS[:2]), f"{NAMES[2]},A,val"], "rename it to a"),
+        (["path,label,split", *(f"{row},train" for row in ROWS[:2]), f"{NAMES[2]},A,val"], r"line 4.*'A'.*\ba$"),
         (["path,label,split", f"{ROWS[0]},train", f"{ROWS[1]},holdout"], "line 3.*'holdout'"),
-        (["path,label,split", f"{ROWS[0]},", f"{ROWS[1]},train"], "line 2.*split is empty"),
+        (["path,label,split", f"{ROWS[0]},", f"{ROWS[1]},train"], "line 2.*split.*empty"),
         (["path,label,split", f"{ROWS[0]},val", f"{ROWS[1]},test"], "training"),
-        (["path,label", ROWS[0], ROWS[2]], r"one class \(a\)"),
-        (["path,label", ROWS[0], f"{NAMES[1]},"], "line 3.*label is empty"),
-        (["path,label", ROWS[0], ",b"], "line 3.*path is empty"),
-        (["path,label", ROWS[0], ROWS[1], ROWS[0]], "line 4.*also on line 2"),
-        (["path,label", ROWS[0], "images/9.png,b"], r"images/9\.png does not exist.*--skip-bad"),
-        (["path,label", "8.png,a", "9.png,b"], r"none of its 2 images.*8\.png does not exist"),
+        (["path,label", ROWS[0], ROWS[2]], r"class \(a\)"),
+        (["path,label", ROWS[0], f"{NAMES[1]},"], "line 3.*label.*empty"),
+        (["path,label", ROWS[0], ",b"], "line 3.*path.*empty"),
+        (["path,label", ROWS[0], ROWS[1], ROWS[0]], "line 4.*line 2"),
+        (["path,label", ROWS[0], "images/9.png,b"], r"images/9\.png.*--skip-bad"),
+        (["path,label", "8.png,a", "9.png,b"], r"\b2 images.*8\.png"),
         (["path,label", ROWS[0], "http://x.org/1.png,b"], "line 3.*address"),
         (["path,label", ROWS[0], "images/1.png"], "line 3.*1 fields"),
         (["path,label"], "no rows"),
-        ([""], "is empty"),
+        ([""], "empty"),
         ([*ROWS], "header"),
-        (["path,species,colour", *(f"{row},x" for row in ROWS)], "which column is the label.*'species'"),
+        (["path,species,colour", *(f"{row},x" for row in ROWS)], "columns=label=NAME.*'species'"),
         (["file,path,label", *(f"{name},{row}" for name, row in zip(NAMES, ROWS, strict=True))], "columns=path=file"),
     ],
 )  # fmt: skip
@@ -193,11 +193,11 @@ def test_faults_are_one_line(root: Path, lines: list[str], words: str) -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ("path=nowhere", "no column 'nowhere'"),
-        ("pfad=path", "unknown kind of column 'pfad'"),
+        ("path=nowhere", "'nowhere'"),
+        ("pfad=path", "'pfad'"),
         ("path", "kind=name"),
         ("path=path,path=label", "twice"),
-        ("group=label", "named as"),
+        ("group=label", "'label'.*group"),
     ],
 )
 def test_faults_in_the_columns_setting_are_named(root: Path, columns: str, words: str) -> None:
@@ -208,11 +208,11 @@ def test_faults_in_the_columns_setting_are_named(root: Path, columns: str, words
 def test_other_sources_in_place_of_a_table_are_named(root: Path) -> None:
     (root / "book.csv").write_bytes(b"PK\3\4" + bytes(26) + b"xl/workbook.xml")
     for source, words in (
-        (f"csv:{root}", "write folder:"),
-        (f"csv:{root / 'none.csv'}", "does not exist"),
-        ("csv:", "write csv:FILE"),
+        (f"csv:{root}", f"folder:{root}"),
+        (f"csv:{root / 'none.csv'}", r"none\.csv"),
+        ("csv:", "csv:FILE"),
         (f"csv:{root / 'book.csv'}", "archive|workbook"),
-        (str(write(root, "path,label", *ROWS)), f"write csv:{re.escape(str(root))}"),
+        (str(write(root, "path,label", *ROWS)), f"csv:{re.escape(str(root))}"),
     ):
         with pytest.raises(CnnlabError, match=words):
             load_images(source, "train", SourceOptions(data_dir=Path()))
@@ -223,7 +223,7 @@ def test_other_sources_in_place_of_a_table_are_named(root: Path) -> None:
 def test_missing_files_are_skipped_on_request(root: Path) -> None:
     found = load(write(root, "path,label", *ROWS[:4], "images/9.png,b"), skip_bad=True)
     assert len(found) == 4
-    assert "9.png does not exist" in found.skipped[0]
+    assert "9.png" in found.skipped[0]
 
 
 def test_a_run_on_a_table_is_evaluated_and_continued_from_another_folder(

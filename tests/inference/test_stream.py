@@ -243,7 +243,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(digits_run: Run, photos
     assert Path("x.csv.part").read_bytes() == left
     answer = cnnlab(*command, "--out", "x.csv")
     assert answer.returncode == 0, answer.stderr
-    assert "continuing x.csv after" in answer.stderr
+    assert re.search(rf"x\.csv .*\b{COUNT} images", answer.stderr)
     assert Path("x.csv").read_bytes() == Path("whole.csv").read_bytes()
     assert not list(Path().glob("x.csv.*"))
     assert "exists" in one_line_error(cnnlab(*command, "--out", "x.csv"))
@@ -302,7 +302,7 @@ def test_a_damaged_image_stops_and_the_same_command_continues(
     for name in ("05.png", "17.png"):
         (bad / name).write_bytes(b"")
     only = cnnlab("predict", digits_run.path, bad / "05.png", bad / "17.png", "--skip-bad", "--out", "y.csv")
-    assert "none of the 2 images" in one_line_error(only)
+    assert "2 images" in one_line_error(only)
 
 
 def test_unrelated_partial_files_are_not_continued(digits_run: Run, photos: Path, cnnlab: Command) -> None:
@@ -312,12 +312,12 @@ def test_unrelated_partial_files_are_not_continued(digits_run: Run, photos: Path
     Path("x.csv.part").write_text("mine")
     assert "x.csv.part" in one_line_error(cnnlab(*command, "--out", "x.csv"))
     assert Path("x.csv.part").read_text() == "mine"
-    assert "leave out --format" in one_line_error(cnnlab(*command, "--out", "y.csv", "--format", "json"))
+    assert "--format json" in one_line_error(cnnlab(*command, "--out", "y.csv", "--format", "json"))
     opened = predict_stream(digits_run, photos)
     with output.PartFile(Path("z.csv"), opened.key()):
-        assert "another process" in one_line_error(cnnlab(*command, "--out", "z.csv"))
+        assert "process" in one_line_error(cnnlab(*command, "--out", "z.csv"))
     Path("z.csv.part").write_text("image,label_1\n")
-    assert "damaged in line 1" in one_line_error(cnnlab(*command, "--out", "z.csv"))
+    assert re.search(r"z\.csv\.part.*line 1\b", one_line_error(cnnlab(*command, "--out", "z.csv")))
     Path("z.csv.part").unlink()  # one of the two files named in this message
     assert cnnlab(*command, "--out", "z.csv").returncode == 0
     assert len(Path("z.csv").read_text().splitlines()) == COUNT + 1

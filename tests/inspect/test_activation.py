@@ -139,7 +139,7 @@ def test_hooks_are_removed_if_the_forward_pass_fails() -> None:
 def test_networks_without_a_map_are_errors() -> None:
     x = torch.rand(2, 1, 28, 28)
     plain = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(784, 10))
-    with pytest.raises(CnnlabError, match="no layer"):
+    with pytest.raises(CnnlabError, match="Sequential.*positions"):
         class_activation(plain, x, CLASSES)
     assert stages(plain, x) == []
     with torch.device("meta"):
@@ -147,9 +147,9 @@ def test_networks_without_a_map_are_errors() -> None:
     with pytest.raises(CnnlabError, match="tokens"):
         activation_layer(vit, images)
     lenet = seeded_network("lenet", 28)
-    with pytest.raises(CnnlabError, match="unknown layer"):
+    with pytest.raises(CnnlabError, match="'77'"):
         activation_layer(lenet, x, "77")
-    with pytest.raises(CnnlabError, match="positions"):
+    with pytest.raises(CnnlabError, match="'7'.*positions"):
         activation_layer(lenet, x, "7")
     with torch.no_grad():
         next(lenet.parameters()).fill_(float("nan"))

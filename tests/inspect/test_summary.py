@@ -152,13 +152,13 @@ def test_show_as_json_and_markdown(cnnlab: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["alexnet", "--image-size", "32"], "alexnet: it needs images of at least 65x65 pixels, not 32x32"),
-        (["alexnett"], "did you mean alexnet"),
+        (["alexnet", "--image-size", "32"], "alexnet: .*65x65.*32x32"),
+        (["alexnett"], r"'alexnett'.*alexnet\b"),
         (["lenet", "--channels", "0"], "channels=0"),
         (["lenet", "--image-size", "0"], "image_size=0"),
         (["lenet", "--depth", "-1"], "depth=-1"),
-        (["lenet", "--format", "html"], "unknown format 'html'"),
+        (["lenet", "--format", "html"], "'html'"),
     ],
 )
 def test_show_refuses_in_one_line(cnnlab: Command, arguments: list[str], says: str) -> None:
-    assert says in one_line_error(cnnlab("show", *arguments))
+    assert re.search(says, one_line_error(cnnlab("show", *arguments)))

@@ -90,8 +90,8 @@ def test_without_a_font_words_become_numbers(name: str, capsys: pytest.CaptureFi
     assert "[1]" in first
     assert second == "dog"
     line = capsys.readouterr().err
-    assert "[1] is " in line
-    assert "install a font that has them: fonts-" in line
+    assert "[1]" in line
+    assert "fonts-" in line
     figures.png(figures.samples(rows, [name, "dog"]))
     assert capsys.readouterr().err == "", "said once"
 

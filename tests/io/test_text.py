@@ -15,6 +15,7 @@ import subprocess
 import sys
 import unicodedata
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from cnnlab.data.imageset import SourceOptions
 from cnnlab.device.determinism import random_state, set_random_state
 from cnnlab.device.hardware import pick_device
 from cnnlab.io.csv import read_header, read_table
-from cnnlab.io.decode import ENDINGS, BadImage, Decoding, bombs_refused, decode
+from cnnlab.io.decode import ENDINGS, BadImage, Decoding, TooLarge, bombs_refused, decode
 from cnnlab.io.errors import CnnlabError
 from cnnlab.io.files import digest, read_checked, read_json, write_checked, write_json
 from cnnlab.io.schema import COUNT, NUMBER, Number, validation_error
@@ -140,7 +141,7 @@ def test_a_competitions_zip_with_an_empty_name_is_read(tmp_path: Path) -> None:
         zipped.writestr("trainLabels.csv", "id,label\n1,cat\n")
     with Place(tmp_path / "a.zip", Layout()) as place:
         assert place.table("trainLabels.csv") == b"id,label\n1,cat\n"
-    with pytest.raises(CnnlabError, match="no train"):
+    with pytest.raises(CnnlabError, match=r"a\.zip .*\btrain\b"):
         prepare_store(tmp_path / "a.zip", store=tmp_path / "store", workers=1)
 
 
@@ -209,15 +210,15 @@ def test_validation_errors_name_the_field() -> None:
     good: dict[str, Any] = {"a": 1, "b": [1, 2.5], "c": {"d": None}, "f": "y", "g": 3, "more": []}
     assert validation_error(good, form) == ""
     for changes, expected in (
-        ({"a": -1}, "its a should be"), ({"a": 1.0}, "its a should be a whole number"), ({"a": True}, "its a should be"),
-        ({"b": [1, "2"]}, "its b[1] should be a number"), ({"b": [float("nan")]}, "its b[0]"), ({"b": {}}, "its b should be a list"),
-        ({"c": {}}, "it lacks d in its c"), ({"c": {"d": 3}}, "its c.d should be null or a string"), ({"e": 1}, "its e should be true"),
-        ({"f": "z"}, "its f should be 'x' or 'y'"), ({"g": 2}, "its g should be 1 or 3"), ({"g": True}, "its g should be"),
-        ({"a": 10**400}, "its a should be"), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
+        ({"a": -1}, "its a "), ({"a": 1.0}, "its a .*whole number"), ({"a": True}, "its a "),
+        ({"b": [1, "2"]}, r"its b\[1\] .*number"), ({"b": [float("nan")]}, r"its b\[0\]"), ({"b": {}}, "its b .*list"),
+        ({"c": {}}, r"lacks d\b.*\bc\b"), ({"c": {"d": 3}}, r"its c\.d .*null or a string"), ({"e": 1}, "its e .*true"),
+        ({"f": "z"}, "its f .*'x' or 'y'"), ({"g": 2}, "its g .*1 or 3"), ({"g": True}, "its g "),
+        ({"a": 10**400}, "its a "), ({"b": [10**400]}, "its b"), ({"b": [5, 10**300]}, "its b"),
     ):  # fmt: skip
-        assert expected in validation_error({**good, **changes}, form), changes
-    assert validation_error({}, form) == "it lacks a, b, c, f, g"
-    assert validation_error([], form).endswith("should be an object")
+        assert re.search(expected, validation_error({**good, **changes}, form)), changes
+    assert validation_error({}, form).endswith(" a, b, c, f, g")
+    assert validation_error([], form).endswith(" object")
     assert validation_error(7, Number(1, 6, whole=True)) != ""
 
 
@@ -302,7 +303,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / "was-run").exists()
     (tmp_path / "was-run").unlink()
     for content in (None, eps):
-        with pytest.raises(BadImage, match="not an image of a known format"):
+        with pytest.raises(BadImage, match=r"1\.png.*format"):
             decode(tmp_path / "1.png", Decoding(3, 8, "pad"), content)
     assert not (tmp_path / "was-run").exists()
 
@@ -310,7 +311,7 @@ def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", ["PDF", "EPS", "ICNS", "MSP", "SPIDER", "XBM", "DDS", "PALM"])
 def test_other_formats_are_refused(kind: str) -> None:
     content = image(kind, {"PALM": "P", "SPIDER": "F", "MSP": "1", "XBM": "1"}.get(kind, "RGB"), (32, 32))
-    with pytest.raises(BadImage, match="not an image"):
+    with pytest.raises(BadImage, match=r"a\.png.*image"):
         decode("a.png", Decoding(3, 8, "pad"), content)
     assert f".{kind.lower()}" not in ENDINGS
 
@@ -337,11 +338,12 @@ def test_the_first_frame_of_an_animation_is_decoded() -> None:
 def test_huge_dimensions_are_refused_from_the_header() -> None:
     huge = bytearray(image("PNG", "1"))
     huge[16:24] = struct.pack(">II", 200_000, 200_000)
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
     ppm = b"P6 100000 100000 255\n"
     gif = bytearray(image("GIF", "P"))
     gif[6:10] = struct.pack("<HH", 65535, 65535)
     for content in (bytes(huge), ppm, bytes(gif)):
-        with bombs_refused(), pytest.raises(BadImage, match="a.png (is|has)"):
+        with bombs_refused(), pytest.raises(TooLarge, match=r"a\.png"):
             decode("a.png", Decoding(3, 8, "pad"), content)
 
 
@@ -403,7 +405,7 @@ def test_enormous_images_of_a_folder_need_a_size(tmp_path: Path, monkeypatch: py
     for name in "ab":
         (tmp_path / "mine" / name).mkdir(parents=True)
         Image.new("L", (21, 21)).save(tmp_path / "mine" / name / "1.png")
-    with pytest.raises(CnnlabError, match="21 pixels a side; set image_size"):
+    with pytest.raises(CnnlabError, match=r"\b21 pixels.*image_size"):
         load_images(f"folder:{tmp_path / 'mine'}", "train", SourceOptions(data_dir=tmp_path))
 
 
@@ -424,12 +426,12 @@ def test_archives_of_too_many_files_are_refused(tmp_path: Path, kind: str, monke
             for i in range(60):
                 seven.writestr(b"x", f"{i}.txt")
     monkeypatch.setattr("cnnlab.data.archives.base.FILE_COUNT_LIMIT", 50)
-    with pytest.raises(CnnlabError, match="over 50 files|damaged"):
+    with pytest.raises(CnnlabError, match=r"\b50 files|damaged"):
         open_archive(path)
     if kind == ".zip":
         monkeypatch.setattr("cnnlab.data.archives.zip._LIST_LIMIT", 1000)
         monkeypatch.setattr(zipfile, "ZipFile", lambda _: pytest.fail("its list was read"))
-        with pytest.raises(CnnlabError, match="its list of members has [0-9,]+ bytes"):
+        with pytest.raises(CnnlabError, match="members.* [0-9,]+ bytes"):
             open_archive(path)
 
 
@@ -439,10 +441,10 @@ def test_archives_of_too_many_files_are_refused(tmp_path: Path, kind: str, monke
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"id,label\n" + b",".join([b"x"] * 1_000_000) + b"\n", "line 2: over 1,048,576 characters"),
+        (b"id,label\n" + b",".join([b"x"] * 1_000_000) + b"\n", "line 2.*1,048,576 characters"),
         (b"id,label\n1," + b"a" * 200_000 + b"\n", "field larger than field limit"),
-        (b'id,label\n' + b'"a\n",' * 900_000, "a row of over 4,194,304 characters"),
-        (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "over 3,000,000"),
+        (b'id,label\n' + b'"a\n",' * 900_000, "4,194,304 characters"),
+        (b"id,label\n" + b"".join(b"%d,cat\n" % i for i in range(400_000)), "3,000,000"),
     ],
 )  # fmt: skip
 def test_tables_that_would_fill_the_memory_are_refused(
@@ -464,15 +466,15 @@ def test_a_quoting_error_in_a_header_names_its_line() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"learning_rate": 10**400}, "a number of over 100 digits"),
-        ({"learning_rate": float("nan")}, "must be a finite number"),
-        ({"learning_rate": float("inf")}, "must be a finite number"),
-        ({"epochs": 10**400}, "must lie between 1 and"),
-        ({"epochs": float("nan")}, "expected a whole number"),
-        ({"model": ["x"] * 100_000}, "expected a string"),
-        ({"model": "x" * 100_000}, "at most 8,192 characters"),
-        ({"\x1b[2J" * 50_000: 1}, "unknown setting"),
-        ({"optimizer": "x" * 100_000}, "choose one of"),
+        ({"learning_rate": 10**400}, "100 digits"),
+        ({"learning_rate": float("nan")}, "finite"),
+        ({"learning_rate": float("inf")}, "finite"),
+        ({"epochs": 10**400}, "100000"),
+        ({"epochs": float("nan")}, "whole number"),
+        ({"model": ["x"] * 100_000}, "string"),
+        ({"model": "x" * 100_000}, "8,192 characters"),
+        ({"\x1b[2J" * 50_000: 1}, r"'\x1b[2J"),
+        ({"optimizer": "x" * 100_000}, "sgd"),
     ],
 )
 def test_hostile_recipe_values_are_refused(changes: dict[str, Any], expected: str) -> None:
@@ -490,15 +492,15 @@ def test_deep_and_large_json_gives_at_most_a_cnnlab_error(tmp_path: Path) -> Non
             try:
                 read_checked(path)
             except CnnlabError as error:
-                assert "a.json is damaged" in str(error)
+                assert re.search(r"a\.json.*damaged", str(error))
     path.write_text('{"a": [' + "[]," * 1_000_001 + "[]]}")
-    with pytest.raises(CnnlabError, match="over 1,000,000 lists and objects"):
+    with pytest.raises(CnnlabError, match="1,000,000 lists"):
         read_json(path)
     path.write_bytes(b" " * ((1 << 24) + 1))
-    with pytest.raises(CnnlabError, match="larger than the limit of 16,777,216 bytes"):
+    with pytest.raises(CnnlabError, match="16,777,216 bytes"):
         read_json(path)
     path.write_text('{"a": ' + "9" * 10_000 + "}")
-    with pytest.raises(CnnlabError, match="a.json is damaged"):
+    with pytest.raises(CnnlabError, match=r"a\.json.*damaged"):
         read_json(path)
 
 
@@ -509,9 +511,9 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path, finished: P
         os.mkfifo(finished / name)
     run = open_run(finished)
     for read in (run.summary, run.metrics):
-        with pytest.raises(CnnlabError, match="is not a regular file"):
+        with pytest.raises(CnnlabError, match="regular file"):
             read()
-    with pytest.raises(CnnlabError, match="is not a regular file"):
+    with pytest.raises(CnnlabError, match=r"best\.safetensors.*regular file"):
         load_weights(finished / "best.safetensors", build_model("lenet"))
 
 
@@ -599,7 +601,7 @@ def test_weights_of_another_type_are_refused(tmp_path: Path) -> None:
     for kind in (torch.float16, torch.float64, torch.int8, torch.bool):
         tensors = {k: v.to(kind) for k, v in model.state_dict().items()}
         save_weights(path, _Holder(tensors))  # type: ignore[arg-type]
-        with pytest.raises(CnnlabError, match=r"w\.safetensors holds the weights of another network: .* is torch\."):
+        with pytest.raises(CnnlabError, match=r"w\.safetensors.*torch\.\w+.*torch\.float32"):
             load_weights(path, model)
 
 
@@ -614,7 +616,7 @@ def test_an_invalid_random_state_cannot_make_numpy_read_out_of_bounds(position: 
     device = pick_device("cpu")
     tensors, values = random_state(device)
     values["numpy"][1] = position
-    with pytest.raises(ValueError, match="NumPy's random state"):
+    with pytest.raises(ValueError, match="NumPy"):
         set_random_state(device, tensors, values)
 
 
@@ -641,8 +643,8 @@ def test_nothing_is_written_through_a_link_in_a_runs_folder(finished: Path, tmp_
         (finished / name).symlink_to(tmp_path / f"mine{name}")
     (finished / "summary.json").unlink()
     line = one_line_error(cnnlab("train", "--resume", finished))
-    assert "is a symlink and could point anywhere" in line
-    with pytest.raises(CnnlabError, match="is a symlink"), locked(finished):
+    assert "symlink" in line
+    with pytest.raises(CnnlabError, match="symlink"), locked(finished):
         pass
     assert not record_evaluation(open_run(finished), {"split": "test"})
     assert (tmp_path / "mine.lock").read_text() == (tmp_path / "mineevaluations.jsonl").read_text() == "precious\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,8 +126,8 @@ def test_out_of_memory_is_reported_in_its_row(
 ) -> None:
     monkeypatch.setattr(module, "fastest_plan", lambda *a: (Plan(threads=1), math.inf))
     result = bench(["lenet"], precision="float32", accuracy=False, data_dir=tmp_path / "data", batch_size=99)
-    assert result.rows[0]["failed"] == "out of memory with batches of 99"
-    assert "out of memory with batches of 99" in bench_text(result)
+    assert re.search(r"memory.*\b99\b", result.rows[0]["failed"])
+    assert result.rows[0]["failed"] in bench_text(result)
     result.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["bench.json"]  # there is nothing to draw
 
@@ -174,7 +175,7 @@ def test_fastest_plan_is_always_measured_and_not_cached(monkeypatch: pytest.Monk
     plan, step = fastest_plan(work)
     assert (plan.memory_format, step) == (torch.contiguous_format, 1.01)
     plan, _ = fastest_plan(work, seconds=-1.0)
-    assert "no time was left for 1 more" in plan.why
+    assert "1 more" in plan.why
 
 
 def test_the_command_prints_and_saves_its_figures(
@@ -211,29 +212,29 @@ def test_the_command_prints_and_saves_its_figures(
     assert result["environment"]["date"]
     assert (result["to_accuracy"], result["left_out"]) == ([], [])
     assert set(result["definitions"]) >= {"fraction_of_peak", "peak_memory_bytes", "peaks"}
-    assert "here/bench.json exists" in one_line_error(cnnlab("bench", "lenet", *options, "--out", "here"))
+    assert "here/bench.json" in one_line_error(cnnlab("bench", "lenet", *options, "--out", "here"))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("lenett",), "unknown model 'lenett'; did you mean lenet"),
+        (("lenett",), r"'lenett'.*lenet\b"),
         (("lenet", "--image-size", 8), "12x12"),
         (("lenet", "--image-size", -1), "image_size=-1"),
-        (("lenet", "--batch-size", 1), "batch_size=1: must be between 2 and 60000"),
+        (("lenet", "--batch-size", 1), r"batch_size=1\b.*\b2\b.*\b60000"),
         (("lenet", "--batch-size", 60_001), "batch_size=60001"),
-        (("lenet", "--precision", "float8"), "choose one of auto, float32, bfloat16"),
-        (("lenet", "--precision", "float16"), "choose one of auto, float32, bfloat16"),
+        (("lenet", "--precision", "float8"), "'float8'.*auto, float32, bfloat16"),
+        (("lenet", "--precision", "float16"), "'float16'.*auto, float32, bfloat16"),
         (("lenet", "--seconds", 0), "seconds=0"),
         (("lenet", "--seconds", "nan"), "seconds=nan"),
         (("lenet", "--threads", 0), "threads=0"),
-        (("lenet", "--device", "tpu"), "unknown device 'tpu'"),
+        (("lenet", "--device", "tpu"), "'tpu'"),
         (("lenet", "--out", "a-file/inside"), "a-file"),
     ],
 )
 def test_invalid_input_is_one_line_and_creates_nothing(cnnlab: Command, args: tuple[object, ...], message: str) -> None:
     Path("a-file").touch()
-    assert message in one_line_error(cnnlab("bench", *args))
+    assert re.search(message, one_line_error(cnnlab("bench", *args)))
     assert not list(Path().glob("runs/*"))
 
 
@@ -250,7 +251,7 @@ def test_a_result_folder_is_new_or_free(tmp_path: Path) -> None:
     with result_folder("bench", own):
         pass
     assert own.exists()  # kept: the user made it
-    with pytest.raises(CnnlabError, match="name another folder with --out"), result_folder("bench", first):
+    with pytest.raises(CnnlabError, match=f"{first}.*--out"), result_folder("bench", first):
         pass
 
 
@@ -262,7 +263,7 @@ def test_time_to_accuracy_is_measured(quick: Recipe, monkeypatch: pytest.MonkeyP
     assert (row["split"], row["epochs"], row["data"]) == ("validation", 2, "digits")
     assert 0 < row["accuracy"] <= 1
     assert 0 < row["train_seconds"] < row["seconds"]
-    assert left_out[0].startswith(f"fashion-mnist: Fashion-MNIST is not in {tmp_path / 'data'}")
+    assert re.match(f"fashion-mnist: .*{tmp_path / 'data'}", left_out[0])
     assert not Path("runs").exists()  # the run is not kept
     result = BenchResult(
         {"device_name": "x", "cores": 1, "memory_gib": None, "versions": {"torch": "2"}},

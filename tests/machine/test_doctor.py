@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -27,14 +28,14 @@ def test_a_working_installation_has_no_failed_check(quick: Recipe, cnnlab: Comma
     assert answer.returncode == 0, answer.stdout
     assert not [line for line in answer.stdout.splitlines() if line.startswith("failed")]
     printed = unwrapped(answer.stdout)
-    for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: the largest error of a convolution is",
-                 "training step: bitwise reproducible", "disk, runs: ", "ok      runs: 1 finished in runs",
-                 "note    fashion-mnist: not in ", "digits: train: 1,438 images, 1 x 8 x 8, 10 classes"):  # fmt: skip
+    for text in ("ok      system: ", "ok      device: cpu", "arithmetic, float32: ",
+                 "training step: ", "disk, runs: ", "ok      runs: 1 finished",
+                 "note    fashion-mnist: ", "digits: train: 1,438 images, 1 x 8 x 8, 10 classes"):  # fmt: skip
         assert text in printed
     found = json.loads(cnnlab("doctor", "--data-dir", tmp_path / "none", "--json").stdout)
     assert {check["state"] for check in found} <= {"ok", "note"}
     assert not list(tmp_path.glob(".cnnlab-*"))
-    assert "unknown device 'gpu'" in one_line_error(cnnlab("doctor", "--device", "gpu"))
+    assert "'gpu'" in one_line_error(cnnlab("doctor", "--device", "gpu"))
 
 
 def test_damaged_and_unfinished_runs_are_named(quick: Recipe, cnnlab: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,10 +46,8 @@ def test_damaged_and_unfinished_runs_are_named(quick: Recipe, cnnlab: Command, m
     Path("runs/bad/run.json").write_text("{")
     answer = cnnlab("doctor", "--data-dir", "none")
     assert answer.returncode == 1
-    assert "note    runs: runs/open is not finished; continue with: cnnlab train --resume runs/open" in unwrapped(
-        answer.stdout
-    )
-    assert "failed  runs: runs/bad/run.json is damaged" in unwrapped(answer.stdout)
+    assert re.search("note    runs: runs/open .*cnnlab train --resume runs/open", unwrapped(answer.stdout))
+    assert "failed  runs: runs/bad/run.json " in unwrapped(answer.stdout)
 
 
 def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +63,7 @@ def test_a_disk_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch)
         ("disk, data", "note"),  # the data folder may be shared and read-only
         ("disk, cache", "note"),
     ]
-    assert found[0].text == f"cannot write into {Path.cwd()}: No space left on device"
+    assert re.search(f"{Path.cwd()}.*No space left on device", found[0].text)
 
 
 def test_a_drive_that_does_not_exist_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_verify_a_folder_names_every_damaged_image(cnnlab: Command, shapes: Path
         "bright/01.jpg",
     }
     assert cnnlab("data", "verify", "folder:nowhere").returncode == 1
-    assert "did you mean digits" in one_line_error(cnnlab("data", "verify", "digit"))
+    assert re.search(r"'digit'.*digits\b", one_line_error(cnnlab("data", "verify", "digit")))
     assert cnnlab("data", "verify", "digits").returncode == 0
 
 
@@ -116,14 +115,14 @@ def test_verify_fashion_mnist(cnnlab: Command, tmp_path: Path, fashion_folder: P
         (folder / file.name).symlink_to(file)
     answer = cnnlab("data", "verify", "fashion-mnist", "--data-dir", tmp_path / "data")
     assert answer.returncode == 0, answer.stdout
-    assert answer.stdout.count("the official file") == 4
+    assert len(re.findall(r"^ok .*-ubyte\.gz", unwrapped(answer.stdout), re.M)) == 4
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"damaged")
     (folder / "train-labels-idx1-ubyte.gz").unlink()
     answer = cnnlab("data", "verify", "fashion-mnist", "--data-dir", tmp_path / "data")
     assert answer.returncode == 1
-    assert "t10k-labels-idx1-ubyte.gz: is not the official file" in unwrapped(answer.stdout)
-    assert "train-labels-idx1-ubyte.gz: is not there" in unwrapped(answer.stdout)
+    assert re.search(r"^failed .*t10k-labels-idx1-ubyte\.gz.*official", unwrapped(answer.stdout), re.M)
+    assert re.search(r"^failed .*train-labels-idx1-ubyte\.gz.*--data fashion-mnist", unwrapped(answer.stdout), re.M)
 
 
 def test_verify_a_store(cnnlab: Command, tmp_path: Path, shapes: Path) -> None:
@@ -137,7 +136,7 @@ def test_verify_a_store(cnnlab: Command, tmp_path: Path, shapes: Path) -> None:
     prepare_store(folder, store=tmp_path / "store", layout=Layout(), workers=1)
     answer = cnnlab("data", "verify", f"store:{tmp_path / 'store'}")
     assert answer.returncode == 0, answer.stdout
-    assert "its images, ids and labels are as prepared" in unwrapped(answer.stdout)
+    assert "ok      store:" in unwrapped(answer.stdout)
     pixels = tmp_path / "store" / "train.npy"
     content = bytearray(pixels.read_bytes())
     content[-1] ^= 1

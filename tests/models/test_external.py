@@ -45,14 +45,10 @@ def test_external_networks_take_any_channels_and_classes(name: str, channels: in
 
 
 def test_an_unsuitable_size_names_a_suitable_one() -> None:
-    with pytest.raises(
-        CnnlabError, match=r"timm:vit_tiny_patch16_224: it does not accept images of 8x8 pixels"
-    ) as caught:
+    with pytest.raises(CnnlabError, match=r"timm:vit_tiny_patch16_224: .*\b8x8\b") as caught:
         build("timm:vit_tiny_patch16_224", size=8)
     assert "Traceback" not in str(caught.value)
-    with pytest.raises(
-        CnnlabError, match=r"torchvision:alexnet: it does not accept images of 28x28 pixels; image_size=64 works"
-    ):
+    with pytest.raises(CnnlabError, match=r"torchvision:alexnet: .*\b28x28\b.*image_size=64\b"):
         build("torchvision:alexnet", size=28)
     assert accepts(build("torchvision:alexnet", size=64), 1, 64)
 
@@ -60,16 +56,16 @@ def test_an_unsuitable_size_names_a_suitable_one() -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("torchvision:resnet81", "unknown torchvision model 'resnet81'; did you mean resnet18"),
-        ("timm:resnet81", "unknown timm model 'resnet81'; did you mean resnet18"),
-        ("torchvision:resnet18.IMAGENET", "unknown tag of published weights for torchvision:resnet18 'IMAGENET'"),
-        ("timm:resnet18.nothing_like_it", "unknown tag of published weights for timm:resnet18 'nothing_like_it'"),
-        ("keras:resnet18", "unknown library 'keras'"),
-        ("timm:", "unknown timm model ''"),
+        ("torchvision:resnet81", r"torchvision.*'resnet81'.*resnet18\b"),
+        ("timm:resnet81", r"timm.*'resnet81'.*resnet18\b"),
+        ("torchvision:resnet18.IMAGENET", "torchvision:resnet18.*'IMAGENET'"),
+        ("timm:resnet18.nothing_like_it", "timm:resnet18.*'nothing_like_it'"),
+        ("keras:resnet18", "'keras'"),
+        ("timm:", "timm.*''"),
     ],
 )
 def test_unknown_names_are_one_line(cnnlab: Command, name: str, says: str) -> None:
-    assert says in one_line_error(cnnlab("show", name))
+    assert re.search(says, one_line_error(cnnlab("show", name)))
 
 
 def test_without_timm_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +78,7 @@ def test_without_timm_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr(builtins, "__import__", import_without_timm)
-    with pytest.raises(CnnlabError, match=r"needs the package timm; pip install 'cnnlab\[timm\]'"):
+    with pytest.raises(CnnlabError, match=r"pip install 'cnnlab\[timm\]'"):
         build("timm:resnet18")
 
 
@@ -148,7 +144,7 @@ def test_an_older_layout_of_weights_is_loaded_completely(downloaded: Downloaded)
 
 def test_weights_for_another_image_size_are_refused_with_the_size(downloaded: Downloaded) -> None:
     downloaded("vit_b_32", torchvision.models.vit_b_32(weights=None).state_dict())
-    with pytest.raises(CnnlabError, match=r"do not fit its encoder.pos_embedding.* set image_size=224"):
+    with pytest.raises(CnnlabError, match=r"encoder\.pos_embedding.*image_size=224"):
         build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, published=True)
     build("torchvision:vit_b_32.IMAGENET1K_V1", channels=3, size=224, published=True)
 
@@ -156,7 +152,7 @@ def test_weights_for_another_image_size_are_refused_with_the_size(downloaded: Do
 def test_a_failed_download_starts_no_run(quick: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(CnnlabError, match="cannot be loaded"):
+    with pytest.raises(CnnlabError, match=r"torchvision:resnet18\.DEFAULT.*efficientnet-lite0\.in1k"):
         train(quick.changed(model="torchvision:resnet18.DEFAULT", image_size=32), progress="none")
     assert not (tmp_path / "runs").exists()
 
@@ -185,7 +181,7 @@ def test_a_pickle_that_runs_code_is_refused(hub: Path, tmp_path: Path) -> None:
             return (exec, (f"open({str(tmp_path / 'pwned')!r}, 'w')",))
 
     torch.save({"x": Hostile()}, next(hub.iterdir()))
-    with pytest.raises(CnnlabError, match="cannot be loaded"):
+    with pytest.raises(CnnlabError, match=r"torchvision:resnet18\.IMAGENET1K_V1.*efficientnet-lite0\.in1k"):
         build("torchvision:resnet18.IMAGENET1K_V1", channels=3, published=True)
     assert not (tmp_path / "pwned").exists()
 
@@ -197,7 +193,7 @@ def test_without_internet_the_error_is_one_line(name: str, tmp_path: Path, monke
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it retries for a minute
     for proxy in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # no server listens there
-    with pytest.raises(CnnlabError, match="the weights of .* cannot be loaded") as caught:
+    with pytest.raises(CnnlabError, match=rf"{re.escape(name)}.*efficientnet-lite0\.in1k") as caught:
         build(name, channels=3, published=True)
     assert "\n" not in str(caught.value)
     assert "tag" in str(caught.value)  # the remedy: a name without its tag starts from random weights

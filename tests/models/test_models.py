@@ -242,7 +242,7 @@ def test_batch_norm_refuses_single_values() -> None:
             with pytest.raises(ValueError, match="more than 1 value per channel"):
                 layer(torch.randn(shape))
             layer.eval()(torch.randn(shape))
-    with pytest.raises(ValueError, match=r"takes \(B, C\)"):
+    with pytest.raises(ValueError, match=r"\(B, C\)"):
         BatchNorm(3)(torch.randn(2, 3, 4))
 
 
@@ -378,12 +378,12 @@ def test_other_channels_classes_and_sizes_work(name: str, channels: int, classes
 @every_model
 def test_smallest_image_is_named_and_works(name: str) -> None:
     with torch.device("meta"):  # only shapes matter here
-        with pytest.raises(CnnlabError, match=f"^{name}: it needs images of at least") as caught:
+        with pytest.raises(CnnlabError, match=f"^{name}: .*0x0") as caught:
             make_network(name, size=0)
-        smallest = int(str(caught.value).split("at least ")[1].split("x")[0])
+        smallest = max(map(int, re.findall(r"\b(\d+)x\1\b", str(caught.value))))
         model = make_network(name, size=smallest).eval()
         assert model(torch.zeros(1, 1, smallest, smallest)).shape == (1, 10)
-        with pytest.raises(CnnlabError, match=f"at least {smallest}x{smallest} pixels, not {smallest - 1}x"):
+        with pytest.raises(CnnlabError, match=rf"^{name}: .*\b{smallest}x{smallest}\b.*\b{smallest - 1}x"):
             make_network(name, size=smallest - 1)
 
 
@@ -570,9 +570,9 @@ def test_xavier_uniform_changes_only_weights() -> None:
 
 
 def test_an_unknown_model_suggests_similar_names() -> None:
-    with pytest.raises(CnnlabError, match="did you mean lenet"):
+    with pytest.raises(CnnlabError, match=r"'lenett'.*lenet\b"):
         make_network("lenett")
-    with pytest.raises(CnnlabError, match="unknown library 'tim'; did you mean timm"):
+    with pytest.raises(CnnlabError, match="'tim'.*timm"):
         make_network("tim:resnet18")
 
 

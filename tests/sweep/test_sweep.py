@@ -285,7 +285,7 @@ def test_a_trial_of_a_killed_worker_is_resumed_to_the_same_bits(
     assert len(half.metrics()) == 1
     log: list[str] = []
     work(sweep, Machine(tmp_path / "runs", threads=1), log.append)
-    assert "taken over" in log[0]
+    assert "taken" in log[0]
     (trial,) = sweep_result(sweep).trials
     assert trial.state == "finished"
     work(sweep, Machine(tmp_path / "other", threads=1))  # nothing is left to do

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,8 @@ def test_saved_weights_equal_the_average(shapes: Path, monkeypatch: pytest.Monke
 def test_checkpoint_without_averages_is_an_error(shapes: Path, cnnlab: Command) -> None:
     run = open_run(interrupted(small_recipe(shapes), 3))
     change_recipe(run, replace(run.recipe, average="ema"))
-    assert "checkpoint.safetensors holds no averaged weights" in one_line_error(cnnlab("train", "--resume", "runs/run"))
+    line = one_line_error(cnnlab("train", "--resume", "runs/run"))
+    assert re.search(r"checkpoint\.safetensors.*averaged weights", line)
 
 
 # Growing images
@@ -252,13 +254,13 @@ def test_only_full_batches_of_the_final_size_are_compiled(shapes: Path, monkeypa
 def test_start_size_with_a_network_of_fixed_size_is_an_error(model: str, shapes: Path, cnnlab: Command) -> None:
     settings = ("--set", "start_size=32", "--set", "image_size=64")
     line = one_line_error(cnnlab("train", model, "--data", f"folder:{shapes}", *settings, "--name", "x"))
-    assert f"start_size=32: {model}, built for 64 pixels, does not accept images of 32" in line
-    assert "set start_size=0" in line
+    assert re.search(rf"start_size=32\b.*\b{model}\b.*\b64 pixels.*\b32\b", line)
+    assert "start_size=0" in line
     assert not Path("runs/x").exists()
 
 
 def test_start_size_above_the_image_size_is_an_error(shapes: Path) -> None:
-    with pytest.raises(CnnlabError, match="start_size=40 is larger than the images' 20"):
+    with pytest.raises(CnnlabError, match=r"start_size=40.*\b20\b"):
         train(small_recipe(shapes, start_size=40))
-    with pytest.raises(CnnlabError, match="start_size=40 is larger than image_size=28"):
+    with pytest.raises(CnnlabError, match="start_size=40.*image_size=28"):
         small_recipe(shapes, start_size=40, image_size=28)

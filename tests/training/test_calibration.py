@@ -122,7 +122,7 @@ def test_a_run_with_damaged_weights_is_finished_without_calibration(
     (path / "summary.json").unlink()
     (path / "best.safetensors").write_bytes(b"torn")
     again = resume(path, threads=1)
-    assert "best.safetensors is damaged" in capsys.readouterr().err
+    assert "best.safetensors" in capsys.readouterr().err
     assert "calibration" not in again.summary
     assert again.summary["best_epoch"] == result.summary["best_epoch"]
 

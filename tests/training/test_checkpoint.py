@@ -55,12 +55,12 @@ def test_channels_last_and_shared_weights_can_be_saved(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_are_an_error(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", make_network(name="lenet"))
-    with pytest.raises(CnnlabError, match=r"w\.safetensors holds the weights of another network"):
+    with pytest.raises(CnnlabError, match=r"w\.safetensors .*network"):
         load_weights(tmp_path / "w.safetensors", make_network())
 
 
 def test_missing_file_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match=r"w\.safetensors does not exist"):
+    with pytest.raises(CnnlabError, match=r"w\.safetensors.*exist"):
         load_weights(tmp_path / "w.safetensors", make_network())
 
 

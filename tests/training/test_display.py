@@ -112,5 +112,5 @@ def test_short_epochs_do_not_redraw_the_curve(
 
 
 def test_an_unknown_display_suggests_a_known_one() -> None:
-    with pytest.raises(CnnlabError, match="did you mean lines"):
+    with pytest.raises(CnnlabError, match="'line'.*lines"):
         display.make_display("line")

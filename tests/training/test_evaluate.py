@@ -105,7 +105,7 @@ def test_damaged_images_are_named_or_skipped(quick: Recipe, tmp_path: Path) -> N
     run = train(quick).run
     (tmp_path / "bad.png").write_bytes(b"no image")
     Image.new("L", (8, 8)).save(tmp_path / "good.png")
-    with pytest.raises(CnnlabError, match=r"bad\.png is damaged.*--skip-bad"):
+    with pytest.raises(CnnlabError, match=r"bad\.png.*--skip-bad"):
         predict(run.path, [tmp_path / "bad.png", tmp_path / "good.png"])
     found, skipped = predict(run.path, [tmp_path / "bad.png", tmp_path / "good.png"], skip_bad=True)
     assert [p.path.name for p in found] == ["good.png"]
@@ -116,18 +116,18 @@ def test_damaged_images_are_named_or_skipped(quick: Recipe, tmp_path: Path) -> N
 def test_changed_folder_is_an_error(shapes: Path) -> None:
     run = train(choose_recipe(data=f"folder:{shapes}", settings=["epochs=1", "batch_size=8"])).run
     (shapes / "dark" / "00.png").unlink()
-    with pytest.raises(CnnlabError, match="are not those that"):
+    with pytest.raises(CnnlabError, match=f"folder:{shapes}.*{run.path}.*--data"):
         evaluate_run(run.path, split="validation")
-    with pytest.raises(CnnlabError, match="has no test set"):
+    with pytest.raises(CnnlabError, match="--split validation"):
         evaluate_run(run.path, split="test")
     Path("empty").mkdir()
-    with pytest.raises(CnnlabError, match="folder:empty holds no labelled images"):
+    with pytest.raises(CnnlabError, match="folder:empty.*cnnlab predict"):
         evaluate_run(run.path, data="folder:empty")
 
 
 def test_a_run_without_a_validation_split_uses_its_last_weights(quick: Recipe) -> None:
     run = train(quick.changed(eval_split="test", val_fraction=0.0)).run
     assert open_run(run.path).weights().name == "last.safetensors"
-    with pytest.raises(CnnlabError, match="held no images out"):
+    with pytest.raises(CnnlabError, match=f"{run.path}.*--split test"):
         evaluate_run(run.path, split="validation")
     assert evaluate_run(run.path, split="train").result.count == 256

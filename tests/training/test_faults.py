@@ -130,7 +130,7 @@ def test_signal_stops_cleanly_and_the_run_resumes(
     output = (tmp_path / "output").read_text()
     assert process.exitcode == 128 + number, output
     assert "Traceback" not in output
-    assert "are saved. Continue with: cnnlab train --resume runs/run" in output.splitlines()[-1]
+    assert "cnnlab train --resume runs/run" in output.splitlines()[-1]
     assert (tmp_path / "runs/run/curves.png").exists()
     code, output = lab.call(["train", "--resume", "runs/run", "--threads", "1"])
     assert code == 0, output
@@ -143,7 +143,7 @@ def test_signal_stops_cleanly_and_the_run_resumes(
 def test_lock_excludes_other_processes_and_ends_with_its_process(forks: Any, tmp_path: Path, tally: Tally) -> None:
     lab = Lab(forks, tmp_path, ["epochs=500", "limit=320"], random.Random(0))
     process = lab.start_and_wait_for_an_epoch()
-    with pytest.raises(CnnlabError, match=rf"runs/run is being trained by another process \(process {process.pid} on "):
+    with pytest.raises(CnnlabError, match=rf"runs/run.*\bprocess {process.pid}\b"):
         resume("runs/run", threads=1)
     assert open_run("run").metrics()  # reading is always allowed
     assert evaluate_run("run", split="validation", weights="last").result.count > 0
@@ -158,7 +158,7 @@ def test_lock_excludes_other_processes_and_ends_with_its_process(forks: Any, tmp
 def test_seeds_are_trained_by_one_process_at_a_time(quick: Recipe) -> None:
     path = train_seeds(quick.changed(limit=64, epochs=1), 2).path
     (path / "seed-1/summary.json").unlink()
-    with locked(path), pytest.raises(CnnlabError, match=f"{path} is being trained by another process"):
+    with locked(path), pytest.raises(CnnlabError, match=rf"{path}.*\bprocess {os.getpid()}\b"):
         resume(path)
     assert resume(path).summary["loss"]["n"] == 2
 
@@ -191,7 +191,7 @@ def test_signal_saves_every_step(quick: Recipe, monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "train_step", signalling)
-        with pytest.raises(TrainingInterrupted, match="1 finished epoch and 2 steps of the next are saved") as caught:
+        with pytest.raises(TrainingInterrupted, match="1 finished epoch .*2 steps") as caught:
             train(quick, name="run")
     assert caught.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -223,7 +223,7 @@ def test_run_interrupted_in_an_evaluation_keeps_the_epoch(
         patch.setattr(training, "evaluate", ending)
         with pytest.raises((TrainingInterrupted, CnnlabError)) as caught:
             train(recipe, name="run")
-    assert not by_signal or "1 finished epoch and 4 steps of the next are saved" in str(caught.value)
+    assert not by_signal or re.search("1 finished epoch .*4 steps", str(caught.value))
     updates = Interrupt(0)
     with updates.patched(training, "train_step"):
         resume("runs/run")
@@ -292,7 +292,7 @@ def test_impossible_values_in_a_checkpoint_are_errors(change: Callable[[dict[str
     progress = checkpoint._read(path)[1]["progress"]
     assert Progress.from_dict(progress, small_recipe(), 320, path).position is not None
     change(progress)
-    with pytest.raises(CnnlabError, match=r"checkpoint.safetensors is damaged: .*; train again"):
+    with pytest.raises(CnnlabError, match=r"checkpoint\.safetensors.*damaged"):
         Progress.from_dict(progress, small_recipe(), 320, path)
 
 
@@ -300,7 +300,7 @@ def test_folder_in_place_of_a_checkpoint_is_an_error(stopped_copy: Path) -> None
     path = stopped_copy / "checkpoint.safetensors"
     path.unlink()
     path.mkdir()
-    with pytest.raises(CnnlabError, match="is not a regular file; remove it to continue from the previous checkpoint"):
+    with pytest.raises(CnnlabError, match=r"checkpoint\.safetensors.*regular file"):
         resume("runs/run")
 
 
@@ -617,7 +617,7 @@ def test_damaged_file_of_an_unfinished_run_never_changes_the_weights(
                     assert_same_run(Path("runs/run"), whole)
                 outcome = "the same weights, to the bit" + (", and a line that says so" if answer.stderr else "")
             if name == "checkpoint.safetensors":
-                assert "continuing from the previous checkpoint" in answer.stderr
+                assert "previous checkpoint" in answer.stderr
             tally(f"{kind}, unfinished run: {name}", outcome)
 
 
@@ -652,20 +652,20 @@ def test_intact_checkpoint_of_two_is_used(
     (path / newest).write_bytes(b"torn")
     resume(path, threads=1)
     output = capsys.readouterr().err
-    assert "note: runs/run/checkpoint.safetensors is damaged" in output
-    assert "continuing from the previous checkpoint\n" in output
+    assert re.search(r"runs/run/checkpoint\.safetensors.*damaged", output)
+    assert "previous checkpoint" in output
     assert_same_run(path, whole)
     path = copy()
     (path / newest).unlink()
     resume(path, threads=1)
-    assert "checkpoint.safetensors is gone; continuing from the previous checkpoint" in capsys.readouterr().err
+    assert re.search(r"runs/run/checkpoint\.safetensors.*previous checkpoint", capsys.readouterr().err)
     assert_same_run(path, whole)
     path = copy()
     for name in (newest, before):
         (path / name).write_bytes(b"torn")
     line = one_line_error(cnnlab("train", "--resume", path))
-    assert "checkpoint.safetensors is damaged" in line
-    assert "and runs/run/checkpoint.before.safetensors is damaged" in line
+    assert re.search(r"runs/run/checkpoint\.safetensors.*damaged", line)
+    assert re.search(r"runs/run/checkpoint\.before\.safetensors.*damaged", line)
     path = copy()
     (path / before).write_bytes(b"torn")  # not needed
     resume(path, threads=1)
@@ -694,7 +694,7 @@ def test_damaged_or_missing_best_weights_are_named_and_replaced(
         file.write_bytes(b"torn")
     result = resume(stopped_copy, threads=1)
     assert "best.safetensors" in (output := capsys.readouterr().err)
-    assert "the best of the remaining epochs will replace it" in output
+    assert "remaining epochs" in output
     assert result.summary["best_epoch"] in (3, 4)
     assert weights_metadata(file)["epoch"] == result.summary["best_epoch"]
 
@@ -713,7 +713,7 @@ def test_recipe_changed_by_hand_is_an_error(stopped_copy: Path, cnnlab: Command)
     file = stopped_copy / "recipe.json"
     file.write_text(file.read_text().replace('"weight_decay": 0.0005', '"weight_decay": 0.0006'))
     line = one_line_error(cnnlab("train", "--resume", stopped_copy))
-    assert "recipe.json was damaged or changed by hand" in line
+    assert re.search(r"recipe\.json.*by hand", line)
 
 
 # The clock
@@ -768,9 +768,9 @@ def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command
             train(small_recipe(), name="run", threads=1)
     assert len(calls) == 14
     line = str(caught.value)
-    assert line.startswith("the loss became nan at step 14 of 20 (epoch 3 of 4) at a learning rate of 0.0")
-    assert "2 finished epochs and 2 steps of the next are saved in runs/run. Try --set learning_rate=0.0667" in line
-    assert "or skip such updates: cnnlab train --resume runs/run --on-nan skip" in line
+    assert re.search(r"loss.*\bnan\b.*step 14 of 20.*epoch 3 of 4.*learning rate.* 0\.0", line)
+    assert re.search(r"2 finished epochs .*2 steps .*runs/run.*--set learning_rate=0\.0667", line)
+    assert "cnnlab train --resume runs/run --on-nan skip" in line
     saved = safetensors.torch.load_file("runs/run/checkpoint.safetensors")
     assert all(torch.isfinite(w).all() for name, w in saved.items() if w.is_floating_point())
     tally("a loss of nan", "stops at that step; the last good checkpoint is kept")
@@ -778,7 +778,7 @@ def test_nan_loss_stops_at_once(monkeypatch: pytest.MonkeyPatch, cnnlab: Command
         poison_images(patch, 2)  # the same step, counted from the checkpoint
         answer = cnnlab("train", "--resume", "runs/run", "--threads", 1, "--on-nan", "skip")
     assert answer.returncode == 0, answer.stderr
-    assert "note: 1 update was skipped" in answer.stdout
+    assert "1 update" in answer.stdout
     run = open_run("run")
     assert run.recipe.on_nan == "skip"
     assert run.recipe.name.endswith("on_nan=skip")
@@ -795,7 +795,7 @@ def test_on_nan_may_be_given_as_a_setting_but_not_twice(stopped: Path, cnnlab: C
 
 def test_invalid_on_nan_is_an_error(stopped: Path, cnnlab: Command) -> None:
     path = stopped
-    assert "on_nan='never': choose one of stop, skip" in one_line_error(cnnlab("train", "--on-nan", "never"))
+    assert re.search("on_nan='never'.*stop, skip", one_line_error(cnnlab("train", "--on-nan", "never")))
     assert "on_nan='never'" in one_line_error(cnnlab("train", "--resume", path, "--on-nan", "never"))
 
 
@@ -809,14 +809,14 @@ def test_on_nan_skip_changes_nothing_without_nan() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_twenty_skipped_updates_in_a_row_stop(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = poison_images(monkeypatch, value=value)
-    with pytest.raises(CnnlabError, match=r"NaN or Inf 20 times in a row at step 20 of 40 .*Try --set"):
+    with pytest.raises(CnnlabError, match=r"\b20 times.*step 20 of 40 .*--set"):
         train(small_recipe("on_nan=skip", "epochs=2", "batch_size=16"), name="run", threads=1)
     assert len(calls) == 20
 
 
 def test_epoch_without_an_update_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     poison_images(monkeypatch)
-    with pytest.raises(CnnlabError, match="NaN or Inf throughout the epoch at step 5 of 20"):
+    with pytest.raises(CnnlabError, match="NaN.*epoch.*step 5 of 20"):
         train(small_recipe("on_nan=skip"), name="run", threads=1)
 
 
@@ -857,13 +857,13 @@ def test_monitor_names_the_first_bad_step() -> None:
     good = nn.Linear(2, 2)
     monitor = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
     assert monitor.counts(0, torch.tensor(1.0))
-    with pytest.raises(NonFinite, match="the loss became inf") as caught:
+    with pytest.raises(NonFinite, match=r"loss.*\binf\b") as caught:
         monitor.counts(1, torch.tensor(float("inf")))
     assert caught.value.step == 1
     monitor.check(1, good)
     with torch.no_grad():
         good.weight[0, 0] = float("nan")
-    with pytest.raises(NonFinite, match="a weight became NaN or Inf"):
+    with pytest.raises(NonFinite, match="weight"):
         monitor.check(2, good)
 
 
@@ -901,12 +901,12 @@ def test_auto_batch_finds_a_batch_that_fits(quick: Recipe, monkeypatch: pytest.M
     monkeypatch.setattr(autotune, "train_step", full)
     answer = cnnlab("train", "--set", "epochs=1", "--set", "limit=64", "--auto-batch", "--name", "run")
     assert answer.returncode == 0, answer.stderr
-    assert "note: a batch of 64 does not fit in memory, one of 16 does" in answer.stderr
+    assert re.search(r"\b64\b.*memory.*\b16\b", answer.stderr)
     recipe = open_run("run").recipe
     assert recipe.batch_size == 16
     assert recipe.name.endswith("batch_size=16")
     assert train(quick.changed(epochs=1, batch_size=8), auto_batch=True).run.recipe.batch_size == 8
-    assert "leave out --auto-batch" in one_line_error(cnnlab("train", "--resume", "runs/run", "--auto-batch"))
+    assert re.search("--resume.*--auto-batch", one_line_error(cnnlab("train", "--resume", "runs/run", "--auto-batch")))
 
 
 def test_pieces_of_one_image_are_refused_before_a_folder_is_created(cnnlab: Command) -> None:
@@ -935,5 +935,5 @@ def test_if_no_batch_fits_the_error_names_a_remedy(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(autotune, "train_step", full)
     line = one_line_error(cnnlab("train", "--auto-batch", "--name", "run"))
-    assert "out of memory with batch_size=2 and images of 28 pixels; set a smaller image_size" in line
+    assert re.search(r"memory.*batch_size=2\b.*28 pixels.*image_size", line)
     assert not Path("runs/run").exists()

@@ -40,7 +40,7 @@ def test_on_epoch_gets_each_saved_row_and_may_stop(tiny: Recipe) -> None:
     assert [row["epoch"] for row in rows] == [1, 2]
     assert result.history == rows
     assert (result.summary["epochs"], result.summary["stopped"]) == (2, True)
-    assert "stopped early, after epoch 2 of 3" in str(result)
+    assert "epoch 2 of 3" in str(result)
     again = resume("runs/run", threads=1)
     assert again.summary == result.summary
     (Path("runs/run") / "summary.json").unlink()  # as if killed before the summary was written
@@ -58,7 +58,7 @@ def test_interrupt_in_the_hook_interrupts_the_training(tiny: Recipe) -> None:
     def hook(row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(TrainingInterrupted, match="1 finished epoch is saved"):
+    with pytest.raises(TrainingInterrupted, match="1 finished epoch"):
         train(tiny, name="run", threads=1, on_epoch=hook)
     assert lock_pid(Path("runs/run")) is None  # though this process lives on, as in a notebook
     assert len(resume("runs/run", threads=1).history) == 3  # type: ignore[union-attr]
@@ -116,7 +116,7 @@ def test_invalid_metadata_of_the_best_weights_is_an_error(tiny: Recipe) -> None:
         {"figure": [2.0, 0.0], "epoch": 1.5},
     ):
         checkpoint.save_weights(run.path / "best.safetensors", model, about)
-        with pytest.raises(CnnlabError, match=r"best\.safetensors is damaged"):
+        with pytest.raises(CnnlabError, match=r"best\.safetensors.*damaged"):
             resume("runs/run", threads=1)
 
 
@@ -127,7 +127,7 @@ def test_summary_without_a_printed_figure_is_an_error(tiny: Recipe) -> None:
     summary = read_checked(path)
     for key in ("images", "shared", "skipped_updates", "stopped", "epochs"):
         write_checked(path, {k: v for k, v in summary.items() if k != key})
-        with pytest.raises(CnnlabError, match=f"it lacks {key}"):
+        with pytest.raises(CnnlabError, match=rf"summary\.json.*lacks.*\b{key}\b"):
             resume("runs/run")
 
 
@@ -141,7 +141,7 @@ def test_progress_round_trip(tiny: Recipe) -> None:
     assert Progress.from_dict(values, tiny, 64, Path("x")) == progress
     for position in ({"steps": 3}, {"images": 65}, {"skipped": 3}):
         wrong = {**values, "position": {**values["position"], **position}}
-        with pytest.raises(CnnlabError, match="x is damaged"):
+        with pytest.raises(CnnlabError, match=r"\bx .*damaged"):
             Progress.from_dict(wrong, tiny, 64, Path("x"))
 
 
@@ -199,7 +199,7 @@ def test_progress_none_prints_nothing(tiny: Recipe, capfd: pytest.CaptureFixture
     resume(run.path, progress="none")
     assert capfd.readouterr() == ("", "")
     resume(run.path)
-    assert "is finished" in capfd.readouterr().err
+    assert "finished" in capfd.readouterr().err
     (run.path / "summary.json").unlink()
     (run.path / "best.safetensors").unlink()  # which would be worth a note
     resume(run.path, progress="none", threads=1)

@@ -216,7 +216,7 @@ def test_muon_computes_products_in_the_chosen_precision(
 
 
 def test_muon_with_learning_rate_zero_is_an_error() -> None:
-    with pytest.raises(CnnlabError, match=r"learning_rate=0\.0: muon"):
+    with pytest.raises(CnnlabError, match=r"learning_rate=0\.0.*muon"):
         Recipe(optimizer="muon", learning_rate=0)
 
 
@@ -268,7 +268,7 @@ def test_schedules_have_the_expected_first_largest_and_last_rates() -> None:
     assert first_largest_and_last(schedule="trapezoid", warmup=0, cooldown=0) == (1, 1, 1)
     assert first_largest_and_last(schedule="trapezoid", warmup=0, cooldown=1) == (1, 1, 0.01)
     assert first_largest_and_last(schedule="trapezoid", warmup=1, cooldown=0) == (0.01, 1, 1)
-    with pytest.raises(CnnlabError, match=r"warmup=0\.7 and cooldown=0\.4: together they must be at most 1"):
+    with pytest.raises(CnnlabError, match=r"warmup=0\.7.*cooldown=0\.4"):
         Recipe(schedule="trapezoid", warmup=0.7, cooldown=0.4)
 
 

@@ -65,6 +65,6 @@ def test_an_interrupted_overfit_run_is_resumed_to_the_same_bits() -> None:
 def test_more_batches_than_available_is_an_error(cnnlab: Command) -> None:
     line = one_line_error(cnnlab("train", "--set", "overfit=3", "--set", "limit=100", "--set", "batch_size=64"))
     assert "overfit=3" in line
-    assert "set overfit=2" in line
+    assert "overfit=2" in line
     with pytest.raises(CnnlabError, match="overfit"):
         RECIPE.changed(overfit=-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -95,7 +96,7 @@ def test_fastest_plan_is_chosen(clock: Callable[[Pace], Clock]) -> None:
     assert len(log) == 2
     assert "channels_last, 2 threads: 6,400" in log[1]
     assert "contiguous, 4 threads: 3,200" in log[1]
-    assert chosen.why.startswith("measured, images/s of ")
+    assert chosen.why.startswith("measured")
 
 
 @pytest.mark.parametrize(("gain", "layout"), [(1.0, FIRST), (1.099, FIRST), (1.101, LAST)])
@@ -185,15 +186,16 @@ def test_single_candidate_is_not_measured(clock: Callable[[Pace], Clock]) -> Non
     trial = clock(lambda c: 0.01)
     for mode in ("off", "auto"):
         chosen = plan(threads=3, memory_format="channels_last", compile=mode)
-        assert chosen == Plan(threads=3, memory_format=LAST, why="as the recipe says")
+        assert chosen == Plan(threads=3, memory_format=LAST, why=chosen.why)
+        assert "recipe" in chosen.why
     assert not trial.tried
 
 
 def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch: pytest.MonkeyPatch) -> None:
     trial = clock(lambda c: 0.01)
-    assert plan(count=640).why == "too few steps to measure"
+    assert "steps" in plan(count=640).why
     # Two memory formats and two numbers of threads, three steps each, are 5 percent of 240 steps.
-    assert plan(count=64 * 23, epochs=10).why == "too few steps to measure"
+    assert "steps" in plan(count=64 * 23, epochs=10).why
     assert not trial.tried
     assert plan(count=64 * 24, epochs=10).why.startswith("measured")
     assert len(trial.tried) == 4
@@ -201,7 +203,7 @@ def test_short_runs_are_not_measured(clock: Callable[[Pace], Clock], monkeypatch
     trial.tried.clear()
     work = plans.operations(build, SHAPE) * 10 * 10_000
     monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": work * 1.01})
-    assert plan().why == "too short to measure"
+    assert "short" in plan().why
     monkeypatch.setattr(hardware, "has_bfloat16", lambda device: True)
     chosen = plan(precision="auto")  # bfloat16 units exist and need channels_last
     assert (chosen.precision, chosen.memory_format) == (torch.bfloat16, LAST)
@@ -276,7 +278,7 @@ def test_measured_plan_is_cached(clock: Callable[[Pace], Clock]) -> None:
     cached = plan(epochs=20)
     assert not again.tried
     assert cached.values == chosen.values
-    assert cached.why == "measured before on this machine"
+    assert "before" in cached.why
     plan(batch_size=128)  # another kind of step
     assert again.tried
 
@@ -326,7 +328,7 @@ def test_resumed_run_keeps_its_plan_where_possible(clock: Callable[[Pace], Clock
     trial.tried.clear()
     chosen = plan(earlier=first.values)
     assert chosen.values == first.values
-    assert chosen.why == "as the run started"
+    assert "started" in chosen.why
     assert plan(threads=3, earlier=first.values).threads == 3  # an explicit number wins
     assert plan(earlier={**first.values, "threads": 64}).threads == 4  # never more than the cores
     # Missing values come from the recipe.
@@ -372,7 +374,7 @@ def test_compilation_is_tried_for_long_runs(
 def test_compile_without_a_compiler_is_an_error(monkeypatch: pytest.MonkeyPatch, cnnlab: Command) -> None:
     monkeypatch.setattr(plans.shutil, "which", lambda name: None)
     line = one_line_error(cnnlab("train", "--set", "compile=default", "--device", "cpu", "--name", "x"))
-    assert line == "error: compile needs a C++ compiler, and there is none here; install g++, or set compile=off"
+    assert re.search(r"C\+\+.*compile=off", line)
     assert not Path("runs/x").exists()
 
 
@@ -381,7 +383,7 @@ def test_failed_compilation_is_an_error(quick: Recipe, monkeypatch: pytest.Monke
         raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("g++ gave up"), None)
 
     monkeypatch.setattr(training, "train_step", failing)
-    with pytest.raises(CnnlabError, match="lenet-bn cannot be compiled here: .*g\\+\\+ gave up.*; set compile=off"):
+    with pytest.raises(CnnlabError, match=r"lenet-bn.*g\+\+ gave up.*compile=off"):
         train(quick)
 
 
@@ -439,8 +441,8 @@ def test_measured_plan_is_recorded_and_used_again(quick: Recipe) -> None:
     recipe = quick.changed(precision="auto", epochs=8)  # with bfloat16 units, more plans are timed
     paths = [train(recipe, name=name, threads=1).run.path for name in ("one", "two")]
     one, two = map(first_session, paths)
-    assert one["plan"].startswith("measured, images/s of ")
-    assert two["plan"] == "measured before on this machine"
+    assert one["plan"].startswith("measured")
+    assert "before" in two["plan"]
     assert [one[key] for key in ("threads", "dtype", "memory_format", "compile")] == [
         two[key] for key in ("threads", "dtype", "memory_format", "compile")
     ]
@@ -456,7 +458,7 @@ def test_resumed_run_is_not_measured_again(quick: Recipe, channels_last_first: C
     assert not channels_last_first.tried
     first, second = json.loads((path / "environment.json").read_text())["sessions"]
     assert first["memory_format"] == second["memory_format"] == "channels_last"
-    assert second["plan"] == "as the run started"
+    assert "started" in second["plan"]
     assert_same_run(path, whole)
 
 
@@ -531,7 +533,7 @@ def test_steps_are_recorded_on_cuda_unless_the_host_waits(monkeypatch: pytest.Mo
 def test_recorded_run_resumes_without_cuda(quick: Recipe) -> None:
     recipe = quick.changed(compile="record")
     with Session("cpu", 1, None, False, "none") as session:
-        with pytest.raises(CnnlabError, match="set compile=off"):
+        with pytest.raises(CnnlabError, match="compile=record.*compile=off"):
             session.load_data(recipe)
         session.load_data(quick)
         session.load_data(recipe, again=Run(Path(), recipe, session.run_info(quick)))

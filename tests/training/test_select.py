@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_a_training_stops_early_even_after_an_interruption(quick: Recipe, monkey
     whole = train(recipe, name="whole", threads=1)
     assert (whole.summary["epochs"], whole.summary["stopped"], whole.summary["stopped_by"]) == (3, True, "patience")
     assert whole.summary["best_epoch"] == 1
-    assert "stopped early, after epoch 3 of 6: val acc did not improve for 2 epochs" in str(whole)
+    assert re.search("epoch 3 of 6.*val acc.*2 epochs", str(whole))
     for module, function, turn in (
         (loop, "train_step", 6),
         (checkpoint, "save_checkpoint", 4),

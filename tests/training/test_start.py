@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -84,7 +85,7 @@ def test_a_continued_run_whose_start_was_killed_starts_from_the_same_state(short
 
 def test_the_command_trains_a_finished_run_for_more_epochs(short: Run, cnnlab: Command) -> None:
     line = one_line_error(cnnlab("train", "--resume", short.path, "--epochs", 1))
-    assert "set epochs above 1" in line
+    assert re.search(rf"{short.path}.*\b1 epoch\b", line)
     line = one_line_error(cnnlab("train", "--resume", short.path, "--epochs", 3, "--batch-size", 8))
     assert "batch_size" in line
     assert "--init-from" in line
@@ -156,7 +157,7 @@ def test_init_from_reports_what_was_copied_and_refuses_unsuitable_weights(
     assert "new: " in said
     answer = cnnlab("train", "airbench-small", "--init-from", short.path, *quick)
     assert answer.returncode == 2
-    assert "no weight" in answer.stderr
+    assert re.search(f"{short.path}.*airbench-small", answer.stderr)
     assert "nowhere" in one_line_error(cnnlab("train", "--init-from", "nowhere"))
 
 
@@ -202,9 +203,9 @@ def test_a_network_added_to_models_names_its_file(
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
-        (NET, "net.py:Nett", "did you mean Net"),
-        (NET, "other.py:Net", "does not exist"),
-        (NET, "net.py:", "FILE.py:BUILDER"),
+        (NET, "net.py:Nett", r"'Nett'.*\bNet\b"),
+        (NET, "other.py:Net", r"other\.py"),
+        (NET, "net.py:", r"FILE\.py:BUILDER"),
         ("1 / 0", "net.py:Net", "ZeroDivisionError"),
         ("import sys; sys.exit()", "net.py:Net", "SystemExit"),
         ("def Net(: pass", "net.py:Net", "SyntaxError"),
@@ -213,7 +214,7 @@ def test_a_network_added_to_models_names_its_file(
 )
 def test_a_bad_file_is_one_line(cnnlab: Command, tmp_path: Path, content: str, name: str, message: str) -> None:
     (tmp_path / "net.py").write_text(content)
-    assert message in one_line_error(cnnlab("train", "--model", name))
+    assert re.search(message, one_line_error(cnnlab("train", "--model", name)))
     with pytest.raises(CnnlabError):
         build_model(name)
 

@@ -150,9 +150,9 @@ def test_tensorboard_events_match_the_metrics(quick: Recipe) -> None:
 
 def test_evaluating_on_the_test_set_is_noted(quick: Recipe) -> None:
     result = train(quick.changed(eval_split="test", val_fraction=0.0))
-    assert "evaluates on the test set each epoch" in str(result)
+    assert "test set" in str(result)
     assert "test acc" in str(result).splitlines()[0]
-    assert "evaluates on the test set" not in str(train(quick))
+    assert "test set" not in str(train(quick))
     # the test set chooses nothing: the best epoch is that of the training loss
     losses = [row["loss"] for row in result.run.metrics()]
     assert result.summary["best_epoch"] == losses.index(min(losses)) + 1
@@ -190,7 +190,7 @@ def test_names_of_runs_are_numbered_or_checked(tmp_path: Path) -> None:
     ]
     folders.new_folder(tmp_path, "mine", recipe)
     for name in ("mine", "../up", "a/b", "", ".hidden", "x" * 101, "new\nline", "-"):
-        with pytest.raises(CnnlabError, match="mine exists" if name == "mine" else "run name"):
+        with pytest.raises(CnnlabError, match="mine.*exists" if name == "mine" else "run name"):
             folders.new_folder(tmp_path, name, recipe)
 
 
@@ -206,14 +206,14 @@ def test_weights_that_overflow_in_the_last_step_are_not_saved(quick: Recipe, mon
         return answer
 
     monkeypatch.setattr(loop, "train_step", wild)
-    with pytest.raises(CnnlabError, match=r"a weight became NaN or Inf at step 4 of 4 \(epoch 2 of 2\)"):
+    with pytest.raises(CnnlabError, match="weight.*NaN.*step 4 of 4.*epoch 2 of 2"):
         train(quick.changed(batch_size=128), name="wild")
     assert all(torch.isfinite(w).all() for w in weights(Path("runs/wild")).values())
     assert len((Path("runs/wild") / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_batch_of_one_with_batch_norm_is_an_error(quick: Recipe) -> None:
-    with pytest.raises(CnnlabError, match="batch_size=1 with .* lenet-bn normalises over the batch"):
+    with pytest.raises(CnnlabError, match=r"batch_size=1\b.*lenet-bn.*micro_batch=0"):
         train(quick.changed(batch_size=1))
     train(quick.changed(batch_size=1, epochs=1, limit=12, freeze_batch_norm=True))
 
@@ -222,10 +222,10 @@ def test_absent_and_unknown_devices_are_errors() -> None:
     for name in ("cuda", "mps", "cuda:7"):
         if name == "cuda" and torch.cuda.is_available():
             continue
-        with pytest.raises(CnnlabError, match=f"'{name}' is not available"):
+        with pytest.raises(CnnlabError, match=f"'{name}'.*--device"):
             pick_device(name)
     for name in ("gpu", "cuda:x", "cuda:-1", "cuda:²", ""):
-        with pytest.raises(CnnlabError, match="unknown device"):
+        with pytest.raises(CnnlabError, match=f"unknown.*'{name}'"):
             pick_device(name)
 
 
@@ -324,7 +324,7 @@ def test_run_killed_before_its_first_checkpoint_resumes_from_the_start(whole: Pa
     # But a run with finished epochs is not silently started again without its checkpoint.
     (run / "summary.json").unlink()
     (run / "checkpoint.safetensors").unlink()
-    with pytest.raises(CnnlabError, match=r"checkpoint\.safetensors does not exist"):
+    with pytest.raises(CnnlabError, match=r"checkpoint\.safetensors.*exist"):
         resume(run)
 
 
@@ -339,7 +339,7 @@ def test_a_run_interrupted_after_its_last_epoch_reports_what_is_saved(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cnnlab.training.train._save_curves", MagicMock(side_effect=KeyboardInterrupt))
-        with pytest.raises(TrainingInterrupted, match="1 finished epoch is saved. Continue with"):
+        with pytest.raises(TrainingInterrupted, match="1 finished epoch .*cnnlab train --resume"):
             train(quick.changed(epochs=1), name="mine")
     assert resume("runs/mine").summary["epochs"] == 1  # type: ignore[union-attr]
 
@@ -359,9 +359,7 @@ def test_out_of_memory_is_an_error_with_a_remedy(quick: Recipe, monkeypatch: pyt
         torch.empty(2**60)
 
     monkeypatch.setattr(loop, "train_step", full)
-    with pytest.raises(
-        CnnlabError, match="out of memory with batch_size=64 and images of 28 pixels; try --set batch_size=32"
-    ):
+    with pytest.raises(CnnlabError, match="memory.*batch_size=64.*28 pixels.*--set batch_size=32"):
         train(quick)
 
 
@@ -380,9 +378,7 @@ def test_nondeterministic_layer_is_an_error_with_a_remedy(
     if measured:  # when the plan is measured, before the training
         monkeypatch.setattr(autotune, "MEASURE_FROM", {"cpu": 0.0})
         quick = quick.changed(epochs=4, batch_size=4, limit=256)
-    with pytest.raises(
-        CnnlabError, match=r"lenet-bn cannot be trained .* on cpu: adaptive_avg.*choose another network"
-    ):
+    with pytest.raises(CnnlabError, match=r"lenet-bn.*deterministic.*cpu.*adaptive_avg"):
         train(quick, device="cpu")
 
 
@@ -428,9 +424,9 @@ def test_resume_with_other_images_is_an_error(shapes: Path) -> None:
     recipe = choose_recipe(data=f"folder:{shapes}", settings=["epochs=3", "batch_size=8"])
     path = interrupted(recipe, 2, "run", loop, "evaluate")
     (shapes / "dark" / "00.png").unlink()
-    with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
+    with pytest.raises(CnnlabError, match=f"folder:{shapes}.*runs/run"):
         resume(path)
-    with pytest.raises(CnnlabError, match="are not those that runs/run started with"):
+    with pytest.raises(CnnlabError, match="digits.*runs/run"):
         resume(path, data="digits")  # also too small for the network, but that is not the error
 
 
