@@ -90,7 +90,7 @@ def submit(
         )
     for run in models:
         if run.classes != store.train.classes:
-            raise CnnlabError(f"{run.path} has other classes than {competition.folder}")
+            raise CnnlabError(f"{run.path} has other classes than {competition.folder}; leave it out")
     views = views or _best_views(competition, models)
     total = sum(
         _probabilities(competition, run, store, views, device=device, threads=threads, batch_size=batch_size,

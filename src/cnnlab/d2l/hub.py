@@ -20,6 +20,7 @@ from cnnlab.data.download import checksum
 from cnnlab.data.download import download as fetch
 from cnnlab.io.csv import first, quoted, read_header, read_table
 from cnnlab.io.errors import CnnlabError, expand, reason, unknown
+from cnnlab.io.text import plural
 
 DATA_URL = "http://d2l-data.s3-accelerate.amazonaws.com/"
 """The address of the book's files. It is not https, but every download is checked against its SHA-1."""
@@ -172,7 +173,8 @@ def reorg_train_valid(
     each = max(1, math.floor(fewest * valid_ratio))
     if each >= fewest:
         raise CnnlabError(
-            f"the class {rarest!r} has {fewest} image, which leaves none to train on; add images or remove it"
+            f"the class {rarest!r} has {plural(fewest, 'image')}, all of which would be held out; add images, or "
+            "remove it"
         )
     wanted: dict[Path, str] = {}  # destination -> file name in `source`
     held_out: Counter[str] = Counter()

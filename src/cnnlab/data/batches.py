@@ -80,7 +80,7 @@ def loader(
     if split == "test" and recipe.eval_split != "test":
         images = None if own else load_images(recipe.data, "test", options.like(train_set))
     if images is None:
-        raise CnnlabError(f"{recipe.data} has no test set")
+        raise CnnlabError(f"{recipe.data} has no test set; choose split=validation")
     preprocessing = preprocessing_for(recipe, train_set)
     if split == "train":
         batches = Loader(

@@ -199,7 +199,11 @@ def probabilities(
         for number, run in enumerate(models):
             preprocessing = preprocessing_of(run)
             if tuple(images.shape[1:]) != (preprocessing.channels, *[preprocessing.native_size] * 2):
-                raise CnnlabError(f"{run.path} expects images of a different size or number of channels")
+                shape = f"{preprocessing.channels} x {preprocessing.native_size} x {preprocessing.native_size}"
+                raise CnnlabError(
+                    f"{run.path} was trained on images of {shape}, and these are "
+                    f"{' x '.join(map(str, images.shape[1:]))}; prepare them as for that run"
+                )
             layout = layout_of(run)
             model = load_network(run).to(here).to(memory_format=layout)
             parts = []

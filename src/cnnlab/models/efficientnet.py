@@ -66,7 +66,7 @@ class InvertedResidual(nn.Module):
 def efficientnet_lite0(num_classes: int = 10, in_channels: int = 1, image_size: int = 224) -> nn.Sequential:
     """Return EfficientNet-Lite0: (B, C, H, W) -> (B, K). It takes any image size."""
     if image_size < 1:
-        raise CnnlabError(f"it needs images of at least 1x1 pixels, not {image_size}x{image_size}")
+        raise CnnlabError(f"it needs images of at least 1x1 pixels, not {image_size}x{image_size}; set image_size=224")
     layers: list[nn.Module] = [nn.Sequential(*conv_bn(in_channels, 32, 3, 2), nn.ReLU6(inplace=True))]
     channels = 32
     for out, blocks, k, stride, widen in _STAGES:
