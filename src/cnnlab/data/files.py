@@ -165,7 +165,8 @@ def _read(listing: Listing, part: Part, split: str, options: SourceOptions) -> I
     if emptied:
         name, why = listing.classes[emptied[0]], first_skipped[emptied[0]]
         raise CnnlabError(
-            f"no {split} image of class {name} in {listing.name} could be read; the first: {why}; correct the files, or remove the class"
+            f"no {split} image of class {name} in {listing.name} could be read; the first: {why}; correct the files, "
+            "or remove the class"
         )
     images = images[good] if skipped else images
     return ImageSet(
