@@ -123,11 +123,11 @@ def report(
 ) -> Report:
     """Return a report about one run, or about several side by side; a folder of seeds or folds stands for its runs.
 
-    split: test, validation or train. Default: the split that was evaluated during training; of other images, the first
-    that there is. The evaluation is recorded
-    in the run, as by `evaluate_run`, which explains the other arguments. folder: where the page will be saved; paths of
-    images are relative to it. Default: the working folder. If a run lacks weights or images, the page says so and has
-    no part that needs them. Raise CnnlabError for an option that does not fit.
+    split: test, validation or train. Default: the split that was evaluated during training; for other images, the first
+    that exists. The evaluation is recorded in the run, as by `evaluate_run`, which explains the other arguments.
+    folder: where the page will be saved; paths of images are relative to it. Default: the working folder. If a run
+    lacks weights or images, the page says so and has no part that needs them. Raise CnnlabError for an option that does
+    not fit.
     """
     chosen = find_runs(names, runs_dir)
     options = Options(
