@@ -106,7 +106,7 @@ def test_killed_run_ends_with_the_same_bits(
         path, kinds_of_kills = lab.killed(f"killed-{number}", min(3, kills - done))
         assert_same_run(path, whole)
         for each in kinds_of_kills:
-            tally(f"{each} ({kind})", "the same weights, to the bit")
+            tally(f"{each} ({kind})", "bit-identical weights")
         done, number = done + len(kinds_of_kills), number + 1
 
 
@@ -136,7 +136,7 @@ def test_signal_stops_cleanly_and_the_run_resumes(
     assert code == 0, output
     assert_same_run(tmp_path / "runs/run", long_run)
     assert len(json.loads((tmp_path / "runs/run/environment.json").read_text())["sessions"]) == 2
-    tally(number.name, "stopped in one line, then the same weights, to the bit")
+    tally(number.name, "stopped in one line, then bit-identical weights")
 
 
 @pytest.mark.slow
@@ -435,7 +435,7 @@ def test_failing_disk_keeps_what_was_saved(
         assert answer.returncode == 0, (turn, answer.stderr)
         assert_same_run(Path("runs/run"), whole)
         shutil.rmtree("runs/run")
-        tally(f"writing fails: {os.strerror(error_number).lower()}", "one line, then the same weights, to the bit")
+        tally(f"writing fails: {os.strerror(error_number).lower()}", "one line, then bit-identical weights")
 
 
 @pytest.mark.slow
@@ -454,7 +454,7 @@ def test_file_size_limit_acts_like_a_full_disk(
         code, output = lab.call(["train", *map(str, start_or_resume_options(path))])
         assert code == 0, output
         assert_same_run(path, whole)
-        tally("no file may grow beyond a limit", "one line, then the same weights, to the bit")
+        tally("no file may grow beyond a limit", "one line, then bit-identical weights")
 
 
 @pytest.fixture
@@ -487,7 +487,7 @@ def test_full_small_disk_loses_nothing(
         assert answer.returncode == 0, answer.stderr
         assert_same_run(disk / "run", whole)
         shutil.rmtree(disk / "run")
-        tally("a small tmpfs is full", "one line, then the same weights, to the bit")
+        tally("a small tmpfs is full", "one line, then bit-identical weights")
 
 
 @pytest.mark.slow
@@ -578,8 +578,8 @@ def test_damaged_file_of_a_finished_run_never_changes_an_answer(
                     assert answer.startswith("error: "), (name, kind, command, answer)
                     assert name in answer, answer
                     reported = True
-            outcome = "named in one line" if reported else "not needed, or no different"
-            tally(f"{kind}, finished run: {name}", f"{outcome}; never another answer")
+            outcome = "reported in one line" if reported else "not needed, or no different"
+            tally(f"{kind}, finished run: {name}", f"{outcome}; never a different result")
             file.write_bytes(content)
 
 
@@ -608,14 +608,14 @@ def test_damaged_file_of_an_unfinished_run_never_changes_the_weights(
             answer = cnnlab("train", "--resume", "runs/run", "--threads", 1)
             if answer.returncode:
                 assert name in one_line_error(answer)
-                outcome = "named in one line"
+                outcome = "reported in one line"
             else:
                 if "best.safetensors" in answer.stderr:  # a note says so
                     shutil.copy(whole / "best.safetensors", "runs/run")
                     assert (Path("runs/run/last.safetensors")).read_bytes() == (whole / "last.safetensors").read_bytes()
                 else:
                     assert_same_run(Path("runs/run"), whole)
-                outcome = "the same weights, to the bit" + (", and a line that says so" if answer.stderr else "")
+                outcome = "bit-identical weights" + (", and a line that says so" if answer.stderr else "")
             if name == "checkpoint.safetensors":
                 assert "previous checkpoint" in answer.stderr
             tally(f"{kind}, unfinished run: {name}", outcome)
@@ -634,7 +634,7 @@ def test_damaged_file_of_several_seeds_is_named(cnnlab: Command, quick: Recipe, 
                 assert name in one_line_error(answer)
             else:  # the seeds' summaries are used
                 assert re.sub(r"[\d.]+ s\b", "", answer.stdout) == re.sub(r"[\d.]+ s\b", "", expected)
-            tally(f"{kind}, several seeds: {name}", "named in one line" if answer.returncode else "no other answer")
+            tally(f"{kind}, several seeds: {name}", "reported in one line" if answer.returncode else "no other answer")
         (path / name).write_bytes(content)
 
 
@@ -735,7 +735,7 @@ def test_clock_set_back_changes_nothing(
     events = EventAccumulator(str(path / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss/train")] == [1, 2, 3, 4]
-    tally("the clock goes back by three years", "the same weights, to the bit; each event once")
+    tally("the clock goes back by three years", "bit-identical weights; each event once")
 
 
 # NaN and Inf
