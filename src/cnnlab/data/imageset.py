@@ -56,9 +56,9 @@ class ImageSet:
     images: (N, C, H, W) uint8, a tensor or rows of a packed set; labels: (N,) int64 in 0..K-1; ids: N strings;
     classes: K names; skipped: errors of the files that could not be read; passed_over: files and folders that are not
     data, by kind, such as `.heic` or `empty folder`; decoding: how the files were decoded; warnings: suspected
-    problems. groups: N group names, such as a patient or a video, or None; weights: (N,) float32, relative
-    weights of the images in the training loss, or None if all are 1; images of weight 0 are not trained on. notes:
-    choices made when the source was read.
+    problems. groups: N group names, such as a patient or a video, or None; weights: (N,) float32, relative weights of
+    the images in the training loss, or None if all are 1; images of weight 0 are not trained on. notes: choices made
+    when the source was read.
 
     Raise CnnlabError, naming the image, for a weight that is negative, NaN or Inf.
     """

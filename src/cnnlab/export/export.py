@@ -301,9 +301,9 @@ def _move(draft: Path, path: Path) -> None:
     except BaseException:  # Ctrl-C, too
         if earlier.exists() and not path.exists():
             earlier.rename(path)
-        earlier.parent.rmdir()
         raise
-    shutil.rmtree(earlier.parent)
+    finally:
+        shutil.rmtree(earlier.parent)
 
 
 def _files(path: Path) -> list[Path]:

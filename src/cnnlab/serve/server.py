@@ -85,9 +85,9 @@ def make_server(
 ) -> Server:
     """Return the server of a network on a bound socket; `run(sockets=[listener])` serves until a signal.
 
-    name: the network's name. token: what requests must send; None: no token. host: the name of this
-    machine in the address that users are given. check_host: without a token, refuse requests from other pages and for
-    other hosts. decoders: number of threads that decode images.
+    name: the network's name. token: what requests must send; None: no token. host: the name of this machine in the
+    address that users are given. check_host: without a token, refuse requests from other pages and for other hosts.
+    decoders: number of threads that decode images.
     """
     service = Service(model, limits, decoders, name)
     service.dropped = lambda: log.dropped

@@ -126,10 +126,8 @@ class DatabaseLocks(Locks):
     def __init__(self, url: str, name: str) -> None:
         with needs_extra("sweep", "psycopg"):
             import psycopg
-        self._where, self._key = (
-            without_password(url),
-            zlib.crc32(name.encode()) - 2**31,
-        )  # signed, like the server's integers
+        self._where = without_password(url)
+        self._key = zlib.crc32(name.encode()) - 2**31  # signed, like the server's integers
         try:
             self._connection = psycopg.connect(
                 url, autocommit=True, connect_timeout=10, application_name="cnnlab sweep"
