@@ -26,7 +26,10 @@ def report(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Where the run's images are now. Default: the run's.", show_default=False),
+        typer.Option(
+            help="Where the run's images are now, or other images of the same classes. Default: the run's.",
+            show_default=False,
+        ),
     ] = None,
     weights: Weights = None,
     markdown: Annotated[
