@@ -607,7 +607,7 @@ def test_a_store_can_be_trained_on(finished: Competition, cnnlab: Command) -> No
 
 
 def test_images_of_another_size_are_refused(finished: Competition) -> None:
-    with pytest.raises(CnnlabError, match=f"{finished.runs()[0].path}.*size"):
+    with pytest.raises(CnnlabError, match=f"{finished.runs()[0].path}.*3 x 32 x 32"):
         probabilities(finished.runs(), torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
 
 

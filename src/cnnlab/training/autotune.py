@@ -160,7 +160,7 @@ def time_step(
             y = torch.randint(work.num_classes, (recipe.batch_size,), device=device)
             scaler = grad_scaler(device, plan.precision)
             micro = recipe.micro_batch
-            plain = partial(train_step, micro_batch=micro)
+            plain = partial(train_step, micro_batch=micro) if micro else train_step
             step = GuardedStep(scaler, micro_batch=micro) if scaler else make_step(plain, plan, device)
             warmup = warmup_steps(plan, device)
             times: list[float] = []

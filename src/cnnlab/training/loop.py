@@ -80,7 +80,7 @@ class Trainer:
         skip = recipe.on_nan == "skip"
         micro = recipe.micro_batch
         self._guard = GuardedStep(self.scaler, skip_nonfinite=skip, micro_batch=micro) if skip or self.scaler else None
-        self._plain_step = partial(train_step, micro_batch=micro)
+        self._plain_step = partial(train_step, micro_batch=micro) if micro else train_step
         self._step = self._guard or make_step(self._plain_step, plan, device, session.display.message)
         self.monitor = NonFiniteMonitor(device, self.steps_per_epoch, skip)
         self._head = find_head(model, session.other_classes(recipe)) if recipe.freeze_epochs else []
