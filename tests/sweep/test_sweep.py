@@ -342,10 +342,10 @@ def test_workers_run_the_same_command(tmp_path: Path, monkeypatch: pytest.Monkey
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     sweep, log = read_sweep(write_sweep(tmp_path)), list[str]()
-    assert work_together(sweep, Machine(tmp_path / "runs", threads=2), 3, log.append)
+    assert work_together(sweep, Machine(tmp_path / "runs", threads=1), 3, log.append)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert len(calls) == 3
-    assert all(f"-m cnnlab sweep {sweep.file}" in call and "--threads 2" in call for call in calls)
+    assert all(f"-m cnnlab sweep {sweep.file}" in call and "--threads 1" in call for call in calls)
     assert log == []
     program.write_text("#!/bin/sh\nexit 2\n")
     assert not work_together(sweep, Machine(), 2, log.append)
