@@ -856,9 +856,9 @@ def test_skipped_update_changes_nothing(where: str, optimizer: str) -> None:
 def test_monitor_names_the_first_bad_step() -> None:
     good = nn.Linear(2, 2)
     monitor = NonFiniteMonitor(torch.device("cpu"), 10, skips=False)
-    assert monitor.counts(0, torch.tensor(1.0))
+    assert monitor.check_loss(0, torch.tensor(1.0))
     with pytest.raises(NonFinite, match=r"loss.*\binf\b") as caught:
-        monitor.counts(1, torch.tensor(float("inf")))
+        monitor.check_loss(1, torch.tensor(float("inf")))
     assert caught.value.step == 1
     monitor.check(1, good)
     with torch.no_grad():
@@ -878,7 +878,7 @@ def test_monitor_does_not_wait_for_the_gpu() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step, loss in enumerate(losses.unbind()):
-            monitor.counts(step, loss)
+            monitor.check_loss(step, loss)
             time.sleep(0.001)
     except NonFinite as error:
         found = error.step
