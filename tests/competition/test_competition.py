@@ -142,7 +142,7 @@ def test_the_report_counts_every_image(finished: Competition) -> None:
     (run,) = report["runs"]
     assert np.sum(run["train"]["confusion"]) + np.sum(run["validation"]["confusion"]) == TRAIN
     assert run["validation"]["images"] == pytest.approx(0.2 * TRAIN, abs=2)
-    store = finished.images()
+    store = finished.open_store()
     (model,) = [r for r in finished.runs() if r.path.name == "train"]
     held_out = inference.validation_images(model)
     p = probabilities([model], held_out.images)
@@ -163,7 +163,7 @@ def test_retraining_uses_the_settings_and_all_images(finished: Competition) -> N
 
 def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
     """For all kinds of views, not on batch size, order, number of threads or the other images."""
-    store, models = finished.images(), finished.runs()
+    store, models = finished.open_store(), finished.runs()
     images = store.test_images
     for views in VIEWS:
         expected = probabilities(models, images, views=views, threads=1)
@@ -179,7 +179,7 @@ def test_predictions_depend_on_the_image_alone(finished: Competition) -> None:
 
 
 def test_views_and_ensembles_are_plain_averages(finished: Competition) -> None:
-    models, images = finished.runs(), finished.images().test_images
+    models, images = finished.runs(), finished.open_store().test_images
     x = torch.stack([Preprocessing.from_dict(m.info["preprocessing"])(images) for m in models])
     expected = torch.zeros(TEST, 3)
     for run, inputs in zip(models, x, strict=True):
@@ -198,8 +198,8 @@ def test_a_submission_follows_the_samples_order(finished: Competition, forest: P
     found = steps.submit(finished, out=finished.path / "one.csv", chosen=["train"], views="none")
     assert [run.path.name for run in found.runs] == ["train"]
     ids, labels = read_pairs(found.written.path, "file", "species")
-    p = probabilities(found.runs, finished.images().test_images)
-    by_id = dict(zip(finished.images().test_ids, p.argmax(1).tolist(), strict=True))
+    p = probabilities(found.runs, finished.open_store().test_images)
+    by_id = dict(zip(finished.open_store().test_ids, p.argmax(1).tolist(), strict=True))
     assert labels == [SPECIES[by_id[i]] for i in ids]
     with (forest / "example.csv").open() as file:
         assert ids == [row["file"] for row in csv.DictReader(file)]
@@ -214,8 +214,8 @@ def test_probabilities_are_submitted_and_scored(
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file", *SPECIES]
     assert [row["file"] for row in rows] == read_pairs(forest / "example.csv", "file", "species")[0]
-    p = probabilities(found.runs, finished.images().test_images, threads=1)
-    by_id = dict(zip(finished.images().test_ids, p.tolist(), strict=True))
+    p = probabilities(found.runs, finished.open_store().test_images, threads=1)
+    by_id = dict(zip(finished.open_store().test_ids, p.tolist(), strict=True))
     np.testing.assert_allclose([[float(r[s]) for s in SPECIES] for r in rows], [by_id[r["file"]] for r in rows], 1e-5)
     told = cnnlab("kaggle", "score", found.written.path, "--labels", forest / "answers.csv", *OPTIONS[8:], "--json")
     scored = json.loads(told.stdout)
@@ -292,12 +292,12 @@ def test_evaluations_and_probabilities_are_reused(
     assert steps.submit(work, views="none").written.changed is False
     # The retrained run gets the weights of the other run, so its cached probabilities are outdated.
     shutil.copy(work.path / "train/best.safetensors", work.path / "retrain/last.safetensors")
-    total = sum(probabilities([run], work.images().test_images) for run in (work.runs()[1], work.runs()[1]))
+    total = sum(probabilities([run], work.open_store().test_images) for run in (work.runs()[1], work.runs()[1]))
     labels = read_pairs(steps.submit(work, views="none", out=work.path / "other.csv").written.path, "file", "species")[
         1
     ]
-    by_id = dict(zip(work.images().test_ids, total.argmax(1).tolist(), strict=True))  # type: ignore[union-attr]
-    assert labels == [SPECIES[by_id[i]] for i in work.images().sample_ids or ()]
+    by_id = dict(zip(work.open_store().test_ids, total.argmax(1).tolist(), strict=True))  # type: ignore[union-attr]
+    assert labels == [SPECIES[by_id[i]] for i in work.open_store().sample_ids or ()]
     assert first.views == "none"
 
 
@@ -421,7 +421,7 @@ def test_the_zip_downloaded_by_kaggles_client_is_found(forest: Path, tmp_path: P
             place, name="forest", data_dir=tmp_path / "data", layout=LAYOUT, store=tmp_path / "store", workers=1
         )
         assert found.folder == folder / "forest.zip"
-        assert len(found.images().train) == TRAIN
+        assert len(found.open_store().train) == TRAIN
     # a submission is checked against the sample inside the zip
     steps.train(found, settings=[*[s for s in QUICK if s != "--set"], "epochs=1"], threads=1)
     written = steps.submit(found, views="none").written.path
@@ -650,7 +650,7 @@ def test_the_lesson_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
     assert set(labels) <= {f"class{k}" for k in range(10)}
     made = room["leaves"]
     assert isinstance(made, Competition)
-    assert made.images().train.images.shape == (6, 3, 64, 64)
+    assert made.open_store().train.images.shape == (6, 3, 64, 64)
 
 
 def test_both_languages_have_the_same_lesson() -> None:
@@ -666,7 +666,7 @@ def test_both_languages_have_the_same_lesson() -> None:
 
 
 def test_labels_stay_with_their_images(finished: Competition, forest: Path) -> None:
-    store: ImageSet = finished.images().train
+    store: ImageSet = finished.open_store().train
     true = dict(zip(*read_pairs(forest / "species.csv", "file", "species"), strict=True))
     with zipfile.ZipFile(forest / "pictures.zip") as archive:
         for i, (image, label) in enumerate(zip(store.images, store.labels.tolist(), strict=True)):

@@ -536,5 +536,5 @@ def test_recorded_run_resumes_without_cuda(quick: Recipe) -> None:
         with pytest.raises(CnnlabError, match="compile=record.*compile=off"):
             session.load_data(recipe)
         session.load_data(quick)
-        session.load_data(recipe, again=Run(Path(), recipe, session.run_info(quick)))
+        session.load_data(recipe, resumed=Run(Path(), recipe, session.run_info(quick)))
         assert session.plan(recipe, {"compile": "record"}).compile == "off"

@@ -26,7 +26,7 @@ from cnnlab.app.guard import Guard
 from cnnlab.app.listing import Runs, Signature
 from cnnlab.app.processes import Trainings
 from cnnlab.app.searching import Searches
-from cnnlab.app.trying import Trials
+from cnnlab.app.trying import ImageTester
 from cnnlab.defaults import choose_recipe
 from cnnlab.inspect.report import MOST_RUNS, live_report, page_report
 from cnnlab.inspect.report.page import PAGE
@@ -63,7 +63,7 @@ class Pages:
         self.settings = settings
         self.runs = Runs(settings.runs_dir)
         self.trainings = Trainings(settings.runs_dir, settings.data_dir, settings.threads)
-        self.trials = Trials(self.runs, settings.data_dir, settings.threads)
+        self.tester = ImageTester(self.runs, settings.data_dir, settings.threads)
         self.browser = Browser(settings.data_dir)
         self.searches = Searches(settings.data_dir)
         self.ended = threading.Event()
@@ -100,7 +100,7 @@ class Pages:
             return live_report(chosen).payload
         signatures = self.runs.signatures()
         key = tuple((name, signatures.get(name)) for name in names)
-        with self.trials.lock:
+        with self.tester.lock:
             if key not in self._reports:
                 made = page_report(chosen, self.settings.data_dir, self.settings.threads)
                 whole = json.dumps(made.payload, allow_nan=False).encode()
@@ -189,7 +189,7 @@ class Pages:
         content = await _body(request, LARGEST)
         q = request.query_params
         return await run_in_threadpool(
-            lambda: self.trials.classify(q.get("run", ""), content, nearest=bool(q.get("nearest")))
+            lambda: self.tester.classify(q.get("run", ""), content, nearest=bool(q.get("nearest")))
         )
 
     async def events(self, request: Request) -> Response:

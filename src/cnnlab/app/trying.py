@@ -30,7 +30,7 @@ _KEPT = 2  # networks in memory, each with the features of its training images
 _TOP, _NEAREST = 5, 6
 
 
-class Trial:
+class LoadedRun:
     """A run's classifier. Its training images and their features are loaded when first needed."""
 
     def __init__(self, run: Run, data_dir: Path | None, threads: int | None) -> None:
@@ -80,36 +80,36 @@ class Trial:
         return data_uri((picture * 255).round().astype(np.uint8))
 
 
-class Trials:
+class ImageTester:
     """The runs on which images are tried, one request at a time: PyTorch's settings are global to the process."""
 
     def __init__(self, runs: Runs, data_dir: Path | None, threads: int | None = None) -> None:
         self.runs, self.data_dir, self.threads = runs, data_dir, threads
         self.lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Any, ...], Trial] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], LoadedRun] = OrderedDict()
 
     def classify(self, name: str, content: bytes, *, nearest: bool) -> dict[str, Any]:
         """Classify the image file `content` with a run, or find its `nearest` training images. Raise CnnlabError."""
         with self.lock:
-            trial = self._trial(name)
-            image = _decoded(trial, content)
+            loaded = self._loaded(name)
+            image = _decoded(loaded, content)
             with reproducible(0, self.threads or available_cores()), exact_float32():
-                return {"nearest": trial.nearest(image)} if nearest else trial.classify(image)
+                return {"nearest": loaded.nearest(image)} if nearest else loaded.classify(image)
 
-    def _trial(self, name: str) -> Trial:
+    def _loaded(self, name: str) -> LoadedRun:
         run = self.runs.open(name)
         key = (name, signature(run.path))
         if key not in self._kept:
-            self._kept[key] = Trial(run, self.data_dir, self.threads)
+            self._kept[key] = LoadedRun(run, self.data_dir, self.threads)
         self._kept.move_to_end(key)
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
         return self._kept[key]
 
 
-def _decoded(trial: Trial, content: bytes) -> np.ndarray:
+def _decoded(loaded: LoadedRun, content: bytes) -> np.ndarray:
     with bombs_refused():
         try:
-            return decode("the image", trial.classifier.preprocessing.decoding, content).copy()  # writable
+            return decode("the image", loaded.classifier.preprocessing.decoding, content).copy()  # writable
         except BadImage as error:
             raise CnnlabError(str(error)) from error

@@ -305,7 +305,7 @@ def all_(
 
 def prepared_text(found: Competition) -> str:
     """Return where the images are, and notes on damaged files."""
-    store = found.images()
+    store = found.open_store()
     train, test = len(store.train), len(store.test_ids)
     c, h, w = store.train.images.shape[1:]
     lines = [

@@ -43,7 +43,7 @@ class Submitted:
 
 def check_submittable(competition: Competition, upload_to: str | None = None) -> None:
     """Raise CnnlabError if no submission could be written or uploaded. Call it before training."""
-    store = competition.images()
+    store = competition.open_store()
     if not store.test_ids:
         raise CnnlabError(
             f"{competition.folder} has no test images ({competition.layout.test}); put them there, or name them with "
@@ -82,7 +82,7 @@ def submit(
     """
     check_threads(threads)
     check_submittable(competition, upload_to)
-    store = competition.images()
+    store = competition.open_store()
     models = [runs.open_run(name, competition.path) for name in chosen] if chosen else competition.runs()
     if not models:
         raise CnnlabError(

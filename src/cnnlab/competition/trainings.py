@@ -73,7 +73,7 @@ def train(
     training with another recipe was started before.
     """
     check_threads(threads)
-    competition.images()
+    competition.open_store()
     chosen = None
     if recipe is not None or settings or not has_started(competition.path / "train"):
         source = f"store:{competition.store}"
@@ -115,7 +115,7 @@ def retrain(
     CnnlabError.
     """
     check_threads(threads)
-    competition.images()
+    competition.open_store()
     path = competition.path / "train"
     if not has_started(path):
         raise CnnlabError(

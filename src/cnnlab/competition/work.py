@@ -48,7 +48,7 @@ class Competition:
     layout: Layout
     fingerprint: str
 
-    def images(self) -> Store:
+    def open_store(self) -> Store:
         """Return the prepared images. Raise CnnlabError if they are gone or have been replaced by others."""
         if not (self.store / "store.json").is_file():
             raise CnnlabError(
@@ -143,7 +143,7 @@ def prepare(
             cause = f"other options: {'; '.join(other)}" if other else f"other files ({earlier.folder})"
             raise CnnlabError(f"{path} was started with {cause}; choose another --name")
         if trained and earlier.store != found.store:  # the same images; the runs know the first store
-            earlier.images()
+            earlier.open_store()
             found = replace(found, store=earlier.store)
     elif path.exists() and any(path.iterdir()):
         raise CnnlabError(f"{path} exists and is not a competition's folder; choose another --name")
@@ -172,7 +172,7 @@ def open_competition(name: str = NAME, runs_dir: str | Path = "runs") -> Competi
 
 def show(competition: Competition) -> Overview:
     """Count the classes, measure the pixels and draw sample images of each class: figure 1.8."""
-    store = competition.images()
+    store = competition.open_store()
     train = store.train
     counts = torch.bincount(train.labels, minlength=len(train.classes)).tolist()
     moments = Preprocessing.of(train.images, image_size=0, fit="pad", normalize=True)

@@ -23,7 +23,7 @@ DESCRIPTION = "cnnlab.json"
 """The file in the archive that describes it."""
 
 
-class Whole(nn.Module):
+class FitAndClassify(nn.Module):
     """Images (B, C, H, W) uint8 of any size -> the outputs of `Answer`."""
 
     def __init__(self, classifier: Classifier, *, half: bool = False) -> None:
@@ -106,7 +106,7 @@ def save_archive(classifier: Classifier, description: dict[str, Any], path: Path
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(
-                Whole(classifier, half=half).eval(), (pixels,), dynamic_shapes=({0: free, 2: free, 3: free},)
+                FitAndClassify(classifier, half=half).eval(), (pixels,), dynamic_shapes=({0: free, 2: free, 3: free},)
             )
             torch.export.save(program, path, extra_files={DESCRIPTION: json.dumps(description)})
     except Exception as error:

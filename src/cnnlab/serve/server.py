@@ -17,12 +17,12 @@ from PIL import Image
 from cnnlab.io.decode import bombs_refused
 from cnnlab.io.errors import CnnlabError, reason
 from cnnlab.io.http import host_headers, host_in_url
+from cnnlab.serve.access import AccessMiddleware
 from cnnlab.serve.batching import Model
 from cnnlab.serve.connections import Connection
 from cnnlab.serve.log import Log
 from cnnlab.serve.service import Service, make_app
 from cnnlab.serve.settings import Limits
-from cnnlab.serve.watch import Watch
 
 _LAST = 0.1  # seconds after a signal in which requests are still accepted: clients may have just sent them
 _SLACK = 4.0  # seconds for stopping, beyond those of a request
@@ -94,9 +94,9 @@ def make_server(
     address, port = listener.getsockname()[:2]
     names = dict.fromkeys((host_in_url(address), host_in_url(host), "localhost", "127.0.0.1", "[::1]"))
     hosts = host_headers(port, *names)
-    watch = Watch(make_app(service), service.metrics, log, token, hosts if check_host else ())
+    wrapped = AccessMiddleware(make_app(service), service.metrics, log, token, hosts if check_host else ())
     config = uvicorn.Config(
-        watch,
+        wrapped,
         http=partial(Connection, service, log),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",

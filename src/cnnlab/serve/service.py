@@ -163,7 +163,7 @@ class Service:
 
 
 def make_app(service: Service) -> Starlette:
-    """Return the application, to be wrapped in `Watch`."""
+    """Return the application, to be wrapped in `AccessMiddleware`."""
     return Starlette(
         routes=[
             Route("/predict", service.predict, methods=["POST"]),

@@ -244,7 +244,7 @@ class _Worker:
                 return Result(run, summary)
             with self.machine.session() as session:
                 session.continue_as(run)
-                session.load_data(run.recipe, again=run)
+                session.load_data(run.recipe, resumed=run)
                 session.on_epoch = hook.of(run.recipe) if hook is not None else None
                 with session.ctrl_c:
                     return train_run(session, run)

@@ -195,25 +195,25 @@ def active_units(model: nn.Module) -> Iterator[Callable[[], float]]:
 
 @contextmanager
 def watched_units(model: nn.Module) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """Watch the ReLU modules of `model`. Yield {(turn in the forward pass, path): mask of active units, bool}.
+    """Watch the ReLU modules of `model`. Yield {(call in the forward pass, path): mask of active units, bool}.
 
     A unit is a channel of (B, C, H, W) or a value of (B, D). It is dead if it was 0 for all images at all positions.
     """
-    active: dict[tuple[int, str], Tensor] = {}  # the turn is in the key because a module may be used twice
-    turn = 0
+    active: dict[tuple[int, str], Tensor] = {}  # the call is in the key because a module may be used twice
+    call = 0
 
     def start(*_: Any) -> None:
-        nonlocal turn
-        turn = 0
+        nonlocal call
+        call = 0
 
     def record(path: str) -> Callable[..., None]:
         def after(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            nonlocal turn
-            turn += 1
+            nonlocal call
+            call += 1
             if output.ndim in (2, 4):
                 seen = output.amax([0, *range(2, output.ndim)]) > 0
-                before = active.get((turn, path))
-                active[turn, path] = seen if before is None or before.shape != seen.shape else before | seen
+                before = active.get((call, path))
+                active[call, path] = seen if before is None or before.shape != seen.shape else before | seen
 
         return after
 

@@ -26,7 +26,7 @@ from cnnlab.training.optim import make_optimizer
 from cnnlab.training.progress import Progress
 from cnnlab.training.runs import Run
 from cnnlab.training.session import Session
-from cnnlab.training.start import check_origin, like_origin, new_model, weights_of
+from cnnlab.training.start import check_origin, defaults_from_run, new_model, weights_of
 from cnnlab.training.train import explained_errors
 
 # The test ends when the smoothed loss exceeds this multiple of the first one, or of the lowest so far.
@@ -124,7 +124,7 @@ def lr_find(
     if not 10 <= steps <= 100_000:
         raise CnnlabError(f"steps={steps}: must lie between 10 and 100,000")
     if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
+        model, data, settings = defaults_from_run(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     if recipe.eval_split == "test":
         recipe = replace(recipe, eval_split="train")  # leaves the training images the same

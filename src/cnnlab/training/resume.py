@@ -147,7 +147,7 @@ def _load_again(session: Session, recipe: Recipe, moved: str | None, first: Run 
     """Load the images of a resumed run, or of the `first` run of a series. moved: where they are now."""
     with session.world.together():
         try:
-            return session.load_data(recipe if moved is None else replace(recipe, data=moved), again=first)
+            return session.load_data(recipe if moved is None else replace(recipe, data=moved), resumed=first)
         except SourceMissing as error:
             if moved is None:
                 raise CnnlabError(f"{error}; if its images are elsewhere now, name the place with --data") from error

@@ -115,16 +115,16 @@ class Session:
             threads = first["threads"] * first.get("processes", 1) // processes()
             self.threads = max(1, min(threads, available_cores()))
 
-    def load_data(self, recipe: Recipe, *, again: Run | None = None) -> Recipe:
+    def load_data(self, recipe: Recipe, *, resumed: Run | None = None) -> Recipe:
         """Load the recipe's images and check that its network can be trained on them.
 
-        again: the run that is resumed, perhaps on a machine that cannot compile; its images must be the same. Return
+        resumed: the run to resume, whose images must be the same; the check for a compiler is skipped. Return
         the recipe with the absolute path of its data and, if it is a default recipe, fitted to the images.
         """
         recipe = replace(recipe, data=absolute(recipe.data))
         if recipe.init != "pytorch" and (published_tag(recipe.model) or isinstance(self.network, nn.Module)):
             raise CnnlabError(f"init={recipe.init} would overwrite the weights of {recipe.model}; set init=pytorch")
-        if again is None:
+        if resumed is None:
             check_compile(recipe, self.device)
             if self.given is None:
                 self._check_frozen(recipe)
@@ -139,13 +139,13 @@ class Session:
             self._check_frozen(recipe)
         self._pool: Pool | None = load_pool(recipe, self._options(recipe), self.images)
         self.divide(recipe)
-        if again is not None:
-            self.check_images(again, recipe.data)
+        if resumed is not None:
+            self.check_images(resumed, recipe.data)
         if not recipe.folds:
             self._pool = None  # only the other folds need it later
-        self._check_batches(recipe, new=again is None)
+        self._check_batches(recipe, new=resumed is None)
         self.display.end()
-        if again is None:
+        if resumed is None:
             lines = (*data_lines(self.train_set, self.eval_set, recipe), *self.splits.notes)
             for line in (*lines, *balance_lines(self.train_set, recipe.balance), *why):
                 self.display.message(line)

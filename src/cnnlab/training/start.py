@@ -109,7 +109,7 @@ def weights_of(name: Run | str | Path, runs_dir: str | Path) -> dict[str, Any]:
     return {"kind": "weights", "run": str(run.path.absolute()), "weights": run.weights().name}
 
 
-def like_origin(
+def defaults_from_run(
     name: Run | str | Path, runs_dir: str | Path, model: Any, data: Any, settings: dict[str, Any]
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Return model, data and settings of a training that starts from a run's weights. Default: the run's.

@@ -45,8 +45,8 @@ from cnnlab.training.session import OnEpoch, Session
 from cnnlab.training.start import (
     check_origin,
     continue_from,
+    defaults_from_run,
     earlier_run,
-    like_origin,
     new_model,
     note_differences,
     note_seen_images,
@@ -98,7 +98,7 @@ def train(
     `resume` continues from what is saved.
     """
     if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
+        model, data, settings = defaults_from_run(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     with Session(device, threads, data_dir, skip_bad, progress, on_epoch, network, images, augment) as session:
         world = session.world
@@ -110,7 +110,7 @@ def train(
             session.origin = weights_of(init_from, runs_dir) if init_from is not None else None
             if earlier is None:
                 check_free(Path(runs_dir), name)
-            recipe = session.load_data(recipe if earlier is None else earlier.recipe, again=earlier)
+            recipe = session.load_data(recipe if earlier is None else earlier.recipe, resumed=earlier)
             check_origin(session, recipe)
             note_seen_images(session, recipe)
         if auto_batch and earlier is None:
@@ -123,16 +123,16 @@ def train(
                 return train_run(session, world.from_first(lambda: session.create(path, recipe)))
 
 
-def train_run(session: Session, run: Run, like: dict[str, Any] | None = None) -> Result:
+def train_run(session: Session, run: Run, plan_of: dict[str, Any] | None = None) -> Result:
     """Train a run to its end, from its checkpoint if it has one, and hold its lock meanwhile.
 
-    like: the first session of another run, whose plan a new run shares.
+    plan_of: the first session of another run, whose plan a new run shares.
     """
     recipe, started = run.recipe, time.perf_counter()
     session.check_images(run, recipe.data)
     first = runs.first_session(run)
     try:
-        plan = session.plan(recipe, first or like or {})
+        plan = session.plan(recipe, first or plan_of or {})
         if not first:
             session.announce_time(recipe, plan)
     except KeyboardInterrupt:

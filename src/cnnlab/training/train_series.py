@@ -25,7 +25,7 @@ from cnnlab.training.results import FoldsResult, Result, SeedsResult
 from cnnlab.training.runs import Run
 from cnnlab.training.series import MOST_RUNS, Series, spread
 from cnnlab.training.session import OnEpoch, Session
-from cnnlab.training.start import check_origin, like_origin, note_seen_images, started_members, weights_of
+from cnnlab.training.start import check_origin, defaults_from_run, note_seen_images, started_members, weights_of
 from cnnlab.training.train import train_run
 
 
@@ -110,7 +110,7 @@ def _train_new(
 ) -> SeedsResult:
     """Train a new series. machine: arguments of Session; others: see `train`."""
     if init_from is not None and recipe is None:
-        model, data, settings = like_origin(init_from, runs_dir, model, data, settings)
+        model, data, settings = defaults_from_run(init_from, runs_dir, model, data, settings)
     recipe, network, images, given = choose(recipe, model, data, settings)
     first = recipe.seed if kind == "seeds" else 1
     if launched():
@@ -151,7 +151,7 @@ def check_builder(network: Network | None, kind: str) -> None:
 def train_members(session: Session, series: Series) -> SeedsResult:
     """Train the runs of a series that are not finished, under its lock. Return all results."""
     recipe, numbers, word = series.recipe, series.numbers, series.setting
-    like = next(filter(None, map(runs.first_session, started_members(series.path))), None)  # all share a plan
+    plan_of = next(filter(None, map(runs.first_session, started_members(series.path))), None)  # all share a plan
     results: list[Result] = []
     with locked(series.path):
         for number in numbers:
@@ -169,7 +169,7 @@ def train_members(session: Session, series: Series) -> SeedsResult:
                     run = session.create(folder, series.recipe_of(number))
                 summary = run.summary()
                 done = summary and Result(run, summary, network=session.network)
-                results.append(done or train_run(session, run, like))
+                results.append(done or train_run(session, run, plan_of))
             except KeyboardInterrupt:
                 raise TrainingInterrupted(
                     f"stopped at {word} {number}; {len(results)} of {len(numbers)} {series.kind} are finished. "

@@ -69,7 +69,7 @@ print(sorted(path.name for path in place.iterdir()))
 
 # %%
 work = competition.prepare(place, name="little", store="little-store", workers=1)
-store = work.images()
+store = work.open_store()
 print(tuple(store.train.images.shape), store.train.ids[:3], tuple(store.test_images.shape), store.test_ids[:3])
 overview = competition.show(work)
 print(overview.counts)

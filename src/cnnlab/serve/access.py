@@ -21,7 +21,7 @@ _OPEN = ("/health", "/ready")  # for probes, which have no token
 _PATHS = (*_OPEN, "/predict", "/metrics", "/openapi.json", "/")
 
 
-class Watch:
+class AccessMiddleware:
     """Middleware that refuses requests without the token, and logs and counts each request.
 
     token: what requests must send, or None. hosts: the accepted Host headers if there is no token. They keep another
@@ -38,7 +38,7 @@ class Watch:
         note = scope["note"] = Note()
         status = 0
 
-        async def watched(message: Message) -> None:
+        async def send_counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -49,7 +49,7 @@ class Watch:
             refused = self._refusal(scope)
             if refused is not None:
                 note.error = refused.text
-            await (refusal(refused) if refused is not None else self.app)(scope, receive, watched)
+            await (refusal(refused) if refused is not None else self.app)(scope, receive, send_counted)
         except Exception as error:  # it was answered with 500
             note.error = f"{type(error).__name__}: {truncate(reason(error))}"
         finally:
