@@ -521,7 +521,7 @@ def try_store(trial: Trials, place: Path) -> None:
         intact(store)
         torch.bincount(store.train.labels, minlength=len(store.train.classes))
         store.train.fingerprint()
-        text.escape_lines(prepared_text(SimpleNamespace(images=lambda: store)))  # type: ignore[arg-type]
+        text.escape_lines(prepared_text(SimpleNamespace(open_store=lambda: store)))  # type: ignore[arg-type]
 
 
 def test_competitions(trial: Trials, tmp_path: Path) -> None:
