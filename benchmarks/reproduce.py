@@ -18,6 +18,12 @@ from cnnlab.chapter.reproduce import Plan, Reproduction, reproduce, resume_repro
 from cnnlab.cli.chapter import plan_text, reproduction_text
 from cnnlab.data import data_folder
 from cnnlab.io.files import read_json
+from cnnlab.training.runs import open_run
+
+
+def accuracies(series: Path) -> list[list[float]]:
+    """Return the test accuracy of each epoch for each seed; [] for a classical method."""
+    return [[row["test_acc"] for row in open_run(folder).metrics()] for folder in sorted(series.glob("seed-*"))]
 
 
 def main() -> None:
@@ -51,9 +57,11 @@ def main() -> None:
             )
         assert found is not None
         plan = read_json(started)
+        by_epoch = {row["name"]: accuracies(found.path / row["name"]) for row in found.rows}
     print(reproduction_text(found), flush=True)
     figures = {
         "rows": found.rows,
+        "test_acc_by_epoch": by_epoch,
         "estimated_seconds": plan["estimated_seconds"],
         "n": plan["seeds"],
         "note": args.note,
